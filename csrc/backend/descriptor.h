@@ -1,0 +1,23 @@
+/* What the mechanisms whose segments are file descriptors share. */
+#ifndef SHMP_DESCRIPTOR_H
+#define SHMP_DESCRIPTOR_H
+
+#include "core/core.h"
+#include "os/os_unix.h"
+
+/* Maps `fd` and makes it the segment's; on failure it stays the caller's. */
+int shmp__fd_map(shmp_shmem *shmem, int fd, shmp_error *reterr);
+
+/* The same for a descriptor that somebody else filled, after checking it: a regular file, as
+ * large as the description says. `file` is what fstat says of it. */
+int shmp__fd_map_checked(shmp_shmem *shmem, int fd, const shmp__os_file *file, const char *id, shmp_error *reterr);
+
+/* Attaches to a bare descriptor number of this process, by a duplicate. */
+int shmp__fd_attach_number(shmp_shmem *shmem, int number, shmp_error *reterr);
+
+int shmp__fd_stat(int fd, shmp__os_file *ret_file, shmp_error *reterr);
+
+/* Unmaps and closes; the first error is returned. */
+int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr);
+
+#endif

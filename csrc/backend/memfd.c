@@ -1,0 +1,179 @@
+/* memfd: memfd_create, sealed so that its size can never change. Linux 3.17; no-exec from 6.3.
+ *
+ * Lifetime: with the last descriptor and mapping; nothing survives SIGKILL, there is no name.
+ * The id `<pid>.<fd>.<check>` is opened through /proc/<pid>/fd/<fd>, so any process of the same
+ * user (and pid namespace) can attach with no service between them. `check`, the last hex digits
+ * of the inode number, refuses a number that has been reused. Cannot: attach to a process that is
+ * not dumpable (it changed its user), or without /proc. */
+#include "core/platform.h"
+#if SHMP_HAVE_MEMFD
+#include "backend/descriptor.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { NOEXEC = 1 /* shmp_provider.state: the kernel knows MFD_NOEXEC_SEAL */, CHECK_LEAST = 4, CHECK_MOST = 16 };
+
+static int memfd_open(shmp_provider *provider, shmp_error *reterr) {
+    provider->state = NOEXEC;
+    int fd = shmp__os_memfd_create(1);
+    if (fd == -EINVAL) {
+        provider->state = 0;
+        fd = shmp__os_memfd_create(0);
+    }
+    if (fd == -ENOSYS) return shmp__fail(reterr, SHMP_EUNAVAILABLE, "memfd_create", "needs Linux 3.17: open posix");
+    if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "on trial");
+    (void)shmp__os_close(fd);
+    return 0;
+}
+
+static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
+    int result = shmp__os_truncate(fd, shmem->size);
+    if (result < 0) return shmp__fail_os(reterr, result, "ftruncate", "%zu bytes", shmem->size);
+    if (shmem->flags & SHMP_RESERVE) {
+        unsigned long long available;
+        /* fallocate would go on until the kernel kills somebody */
+        if (shmp__os_free_memory(&available) == 0 && available < shmem->size)
+            return shmp__fail_os(reterr, ENOMEM, "fallocate", "%zu bytes, %llu are free", shmem->size, available);
+        result = shmp__os_reserve(fd, shmem->size);
+        if (result < 0) return shmp__fail_os(reterr, result, "fallocate", "%zu bytes", shmem->size);
+    }
+    result = shmp__os_seal_size(fd);
+    if (result < 0) return shmp__fail_os(reterr, result, "fcntl", "F_ADD_SEALS on fd %d", fd);
+    return shmp__fd_map(shmem, fd, reterr);
+}
+
+static int memfd_create_segment(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    (void)name;
+    int fd = shmp__os_memfd_create(shmem->provider->state == NOEXEC);
+    if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "%zu bytes", shmem->size);
+    int result = set_up(shmem, fd, reterr);
+    if (result < 0) (void)shmp__os_close(fd);
+    return result;
+}
+
+typedef struct memfd_id {
+    unsigned long long pid, fd, check;
+    unsigned check_digits;
+} memfd_id;
+
+static unsigned long long tail(unsigned long long inode, unsigned digits) {
+    return digits >= 16 ? inode : inode & ((1ull << 4 * digits) - 1);
+}
+
+static int parse(const char *id, memfd_id *ret_id) {
+    static const char hex[] = "0123456789abcdef";
+    memfd_id parsed = {0};
+    const char *at = shmp__decimal(id, LONG_MAX, &parsed.pid);
+    if (!at || *at != '.') return 0;
+    at = shmp__decimal(at + 1, INT_MAX, &parsed.fd);
+    if (!at || *at != '.') return 0;
+    for (at++; *at; at++, parsed.check_digits++) {
+        const char *digit = strchr(hex, *at);
+        if (!digit || parsed.check_digits == CHECK_MOST) return 0;
+        parsed.check = parsed.check * 16 + (unsigned long long)(digit - hex);
+    }
+    if (parsed.check_digits < CHECK_LEAST) return 0;
+    *ret_id = parsed;
+    return 1;
+}
+
+static int memfd_accepts(const char *id) {
+    memfd_id parsed;
+    return parse(id, &parsed);
+}
+
+/* Maps `fd` if it is the segment that the id means; on failure it stays the caller's. */
+static int map_meant(shmp_shmem *shmem, int fd, const memfd_id *meant, const char *id, shmp_error *reterr) {
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result < 0) return result;
+    if (tail(file.inode, meant->check_digits) != meant->check || shmp__os_size_is_sealed(fd) != 1)
+        return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\": that descriptor is something else by now", id);
+    return shmp__fd_map_checked(shmem, fd, &file, id, reterr);
+}
+
+static int open_of_process(const memfd_id *meant, const char *id, int read_only, shmp_error *reterr) {
+    int fd = shmp__os_open_fd_of((long)meant->pid, (int)meant->fd, read_only);
+    switch (fd) {
+    case -ENOENT:
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": process %llu has no fd %llu, or has ended", id,
+                          meant->pid, meant->fd);
+    case -ENXIO:
+    case -EISDIR:
+    case -ENODEV:
+    case -ELOOP: return shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id);
+    case -EACCES:
+    case -EPERM:
+        return shmp__fail_os(reterr, fd, "open",
+                             "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
+                             "send the descriptor, or open posix",
+                             id, meant->pid);
+    default: return fd < 0 ? shmp__fail_os(reterr, fd, "open", "\"%s\"", id) : fd;
+    }
+}
+
+static int memfd_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+    memfd_id meant;
+    int number = shmp__decimal_id(id);
+    if (number >= 0) return shmp__fd_attach_number(shmem, number, reterr);
+    if (!parse(id, &meant))
+        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a memfd id is <pid>.<fd>.<check>, or a descriptor",
+                          id);
+    /* Our own: duplicate it, 8 times cheaper than /proc. In a pid namespace the pid may be
+     * another's, so what does not fit is tried again below. */
+    if (meant.pid == (unsigned long long)shmp__os_pid()) {
+        shmp_error ignored;
+        int fd = shmp__os_dup((int)meant.fd);
+        int result = fd < 0 ? fd : map_meant(shmem, fd, &meant, id, &ignored);
+        if (result == 0) return 0;
+        if (fd >= 0) (void)shmp__os_close(fd);
+    }
+    int fd = open_of_process(&meant, id, !!(shmem->flags & SHMP_READ_ONLY), reterr);
+    if (fd < 0) return fd;
+    int result = map_meant(shmem, fd, &meant, id, reterr);
+    if (result < 0) (void)shmp__os_close(fd);
+    return result;
+}
+
+static int memfd_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
+    (void)is_owner;
+    return shmp__fd_close(shmem, reterr);
+}
+
+static int memfd_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    if (shmem->provider->flags & SHMP_FD_IDS) {
+        snprintf(ret_id, SHMP__ID_SIZE, "%d", shmem->fd);
+        return 0;
+    }
+    shmp__os_file file;
+    int result = shmp__fd_stat(shmem->fd, &file, reterr);
+    if (result < 0) return result;
+    long pid = shmp__os_proc_pid();
+    if (pid < 0) return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd ids need /proc: open posix");
+    char text[64];
+    int used = snprintf(text, sizeof text, "%ld.%d.", pid, shmem->fd);
+    int room = SHMP__ID_SIZE - 1 - used;
+    if (room < CHECK_LEAST)
+        return shmp__fail_os(reterr, EMFILE, "shmp_describe", "\"%s\" leaves no room in an id", text);
+    unsigned digits = room > CHECK_MOST ? CHECK_MOST : (unsigned)room;
+    snprintf(text + used, sizeof text - (size_t)used, "%0*llx", (int)digits, tail(file.inode, digits));
+    memcpy(ret_id, text, SHMP__ID_SIZE);
+    return 0;
+}
+
+const shmp__ops shmp__memfd_ops = {
+    .name = "memfd",
+    .provider_flags = SHMP_FD_IDS,
+    .create_flags = SHMP_RESERVE | SHMP_INHERIT,
+    .can = SHMP__CAN_FAVOUR | SHMP__CAN_PERSIST,
+    .open = memfd_open,
+    .accepts = memfd_accepts,
+    .create = memfd_create_segment,
+    .attach = memfd_attach,
+    .close = memfd_close,
+    .describe = memfd_describe,
+};
+
+#endif

@@ -1,0 +1,50 @@
+/* nop: private memory of this process, for tests and single-process use. Shares nothing: its id
+ * is empty, and attaching gives fresh zeroed memory. Every platform. */
+#include "core/core.h"
+
+#include <stdlib.h>
+
+static int take(shmp_shmem *shmem, shmp_error *reterr) {
+    shmem->data = calloc(1, shmem->size);
+    return shmem->data ? 0 : shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", shmem->size);
+}
+
+static int nop_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    (void)name;
+    return take(shmem, reterr);
+}
+
+static int nop_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+    if (*id) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": nop's id is empty", id);
+    return take(shmem, reterr);
+}
+
+static int nop_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
+    (void)is_owner, (void)reterr;
+    free(shmem->data);
+    return 0;
+}
+
+static int nop_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    (void)shmem, (void)reterr;
+    ret_id[0] = 0;
+    return 0;
+}
+
+static int nop_accepts(const char *id) {
+    (void)id; /* "std" must not take a lost id for private memory */
+    return 0;
+}
+
+const shmp__ops shmp__nop_ops = {
+    .name = "nop",
+    .provider_flags = 0,
+    .create_flags = 0,
+    .can = 0,
+    .open = NULL,
+    .accepts = nop_accepts,
+    .create = nop_create,
+    .attach = nop_attach,
+    .close = nop_close,
+    .describe = nop_describe,
+};

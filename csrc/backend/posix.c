@@ -1,0 +1,177 @@
+/* posix: shm_open, mmap. Every Unix; on Linux the segments are files in /dev/shm.
+ *
+ * Lifetime: until the owner closes it, which unlinks the name; who is attached keeps the memory.
+ * After SIGKILL the name stays. So that a leftover can be told from a live segment, the owner
+ * holds a shared lock on it for as long as its descriptor, a forked child's, or a mapping lives;
+ * the kernel drops it then. Names that a caller chose never are leftovers.
+ * With SHMP_FD_IDS the name goes at once, and the id is the descriptor. */
+#include "core/platform.h"
+#if SHMP_HAVE_POSIX
+#include "backend/descriptor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char prefix[] = "/shmp_";
+enum { RANDOM_LETTERS = 13 /* of 5 bits each */, NAME_TRIES = 100 };
+
+static int has_prefix(const char *name) { return strncmp(name, prefix, sizeof prefix - 1) == 0; }
+
+static int is_name(const char *id) {
+    return id[0] == '/' && id[1] && !strchr(id + 1, '/') && strcmp(id, "/.") != 0 && strcmp(id, "/..") != 0;
+}
+
+static int random_name(char ret_name[SHMP__ID_SIZE], shmp_error *reterr) {
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz234567";
+    unsigned char bytes[RANDOM_LETTERS];
+    /* fresh for each segment: a generator's state would repeat after fork */
+    int result = shmp__os_random(bytes, sizeof bytes);
+    if (result < 0) return shmp__fail_os(reterr, result, "getrandom", "a segment's name");
+    char *at = ret_name + sizeof prefix - 1;
+    memcpy(ret_name, prefix, sizeof prefix - 1);
+    for (int i = 0; i < RANDOM_LETTERS; i++) *at++ = letters[bytes[i] & 31];
+    *at = 0;
+    return 0;
+}
+
+/* Gives the descriptor of a new file, its name in shmem->name. */
+static int create_file(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    int fd = -EEXIST;
+    if (name) {
+        memcpy(shmem->name, name, SHMP__ID_SIZE);
+        fd = shmp__os_shm_open(name, 1, 0);
+    }
+    for (int tries = 0; !name && fd == -EEXIST && tries < NAME_TRIES; tries++) {
+        int result = random_name(shmem->name, reterr);
+        if (result < 0) return result;
+        fd = shmp__os_shm_open(shmem->name, 1, 0);
+    }
+    switch (fd) {
+    case -EEXIST: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is taken: take another name", shmem->name);
+    case -EACCES:
+    case -ENOENT:
+    case -EROFS:
+        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": mount a tmpfs at /dev/shm, writable for this user",
+                             shmem->name);
+    case -ENOSPC: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": /dev/shm has no inode left", shmem->name);
+    default: return fd < 0 ? shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", shmem->name) : fd;
+    }
+}
+
+static int check_space(const shmp_shmem *shmem, int fd, shmp_error *reterr) {
+    unsigned long long available;
+    if (shmp__os_free_space(fd, &available) < 0 || available >= shmem->size) return 0;
+    return shmp__fail_os(
+        reterr, ENOSPC, "ftruncate",
+        "%zu bytes, /dev/shm has %llu free: remount it larger (a container: --shm-size), or open memfd", shmem->size,
+        available);
+}
+
+static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
+    int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
+    if (result < 0) return shmp__fail_os(reterr, result, "flock", "\"%s\"", shmem->name);
+    result = check_space(shmem, fd, reterr);
+    if (result < 0) return result;
+    result = shmp__os_truncate(fd, shmem->size);
+    if (result < 0) return shmp__fail_os(reterr, result, "ftruncate", "%zu bytes of \"%s\"", shmem->size, shmem->name);
+    if (shmem->flags & SHMP_RESERVE) {
+        result = shmp__os_reserve(fd, shmem->size);
+        if (result < 0)
+            return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge /dev/shm", shmem->size,
+                                 shmem->name);
+    }
+    if (shmem->provider->flags & SHMP_FD_IDS) {
+        result = shmp__os_shm_unlink(shmem->name);
+        if (result < 0) return shmp__fail_os(reterr, result, "shm_unlink", "\"%s\"", shmem->name);
+        shmem->name[0] = 0;
+    }
+    return shmp__fd_map(shmem, fd, reterr);
+}
+
+static int posix_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    if (name && (!is_name(name) || has_prefix(name)))
+        return shmp__fail(reterr, SHMP_EID, "shmp_create_named",
+                          "\"%s\": a name is '/' and up to 18 characters without '/', and does not begin with %s", name,
+                          prefix);
+    int fd = create_file(shmem, name, reterr);
+    if (fd < 0) return fd;
+    int result = set_up(shmem, fd, reterr);
+    if (result < 0) {
+        if (shmem->name[0]) (void)shmp__os_shm_unlink(shmem->name);
+        (void)shmp__os_close(fd);
+    }
+    return result;
+}
+
+static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+    int number = shmp__decimal_id(id);
+    if (number >= 0) return shmp__fd_attach_number(shmem, number, reterr);
+    if (!is_name(id))
+        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a posix id is /<name>, or a descriptor", id);
+    int fd = shmp__os_shm_open(id, 0, !!(shmem->flags & SHMP_READ_ONLY));
+    switch (fd) {
+    case -ENOENT:
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shm_open", "\"%s\": its owner closed it, or has another /dev/shm",
+                          id);
+    case -EISDIR:
+    case -ENXIO:
+    case -ELOOP: return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%s\" is no shared memory", id);
+    case -EACCES: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is another user's", id);
+    default:
+        if (fd < 0) return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
+    }
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result == 0) result = shmp__fd_map_checked(shmem, fd, &file, id, reterr);
+    if (result < 0)
+        (void)shmp__os_close(fd);
+    else
+        memcpy(shmem->name, id, SHMP__ID_SIZE);
+    return result;
+}
+
+/* A name of the caller's choice may have been removed and made anew by somebody else. */
+static int is_still_ours(const shmp_shmem *shmem) {
+    shmp__os_file named, ours;
+    int fd = shmp__os_shm_open(shmem->name, 0, 1);
+    if (fd < 0) return 0;
+    int same = shmp__os_stat(fd, &named) == 0 && shmp__os_stat(shmem->fd, &ours) == 0 && named.inode == ours.inode &&
+               named.device == ours.device;
+    (void)shmp__os_close(fd);
+    return same;
+}
+
+static int posix_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
+    int result = 0;
+    if (is_owner && shmem->name[0] && (has_prefix(shmem->name) || is_still_ours(shmem))) {
+        int failed = shmp__os_shm_unlink(shmem->name);
+        if (failed < 0 && failed != -ENOENT)
+            result = shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", shmem->name);
+    }
+    int closed = shmp__fd_close(shmem, result < 0 ? NULL : reterr);
+    return result < 0 ? result : closed;
+}
+
+static int posix_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    (void)reterr;
+    if (shmem->name[0])
+        memcpy(ret_id, shmem->name, SHMP__ID_SIZE);
+    else
+        snprintf(ret_id, SHMP__ID_SIZE, "%d", shmem->fd);
+    return 0;
+}
+
+const shmp__ops shmp__posix_ops = {
+    .name = "posix",
+    .provider_flags = SHMP_FD_IDS,
+    .create_flags = SHMP_RESERVE | SHMP_INHERIT,
+    .can = SHMP__CAN_FAVOUR | SHMP__CAN_PERSIST | SHMP__CAN_NAME,
+    .open = NULL,
+    .accepts = is_name,
+    .create = posix_create,
+    .attach = posix_attach,
+    .close = posix_close,
+    .describe = posix_describe,
+};
+
+#endif

@@ -1,0 +1,108 @@
+/* sysv: shmget, shmat. What AFL++ targets and the Rust crate's default on Linux take.
+ *
+ * Lifetime: the segment is marked for removal right after it was attached. Linux still lets others
+ * attach by id while anyone is attached, so nothing survives SIGKILL but for one killed between
+ * shmget and that mark, a few microseconds. Cannot: a descriptor, survive exec of its last user. */
+#include "core/platform.h"
+#if SHMP_HAVE_SYSV
+#include "core/core.h"
+#include "os/os_unix.h"
+
+#include <stdio.h>
+
+static int sysv_open(shmp_provider *provider, shmp_error *reterr) {
+    (void)provider;
+    if (shmp__os_shmget(0) != -ENOSYS) return 0; /* a size of 0 is EINVAL where there is SysV */
+    return shmp__fail(reterr, SHMP_EUNAVAILABLE, "shmget", "this kernel is built without System V IPC: open posix");
+}
+
+static int fail_shmget(const shmp_shmem *shmem, int error, shmp_error *reterr) {
+    switch (error) {
+    case -ENOSPC:
+        return shmp__fail_os(
+            reterr, error, "shmget",
+            "%zu bytes: sysctl kernel.shmall (pages) or kernel.shmmni (segments; see ipcs -m) is used up", shmem->size);
+    case -EINVAL: return shmp__fail_os(reterr, error, "shmget", "%zu bytes: raise sysctl kernel.shmmax", shmem->size);
+    default: return shmp__fail_os(reterr, error, "shmget", "%zu bytes", shmem->size);
+    }
+}
+
+/* Whoever holds a handle is attached, so the id cannot be reused before close. */
+static int attach_id(shmp_shmem *shmem, int id, shmp_error *reterr) {
+    int result = shmp__os_shmat(id, !!(shmem->flags & SHMP_READ_ONLY), &shmem->data);
+    if (result == -EINVAL || result == -EIDRM)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shmat",
+                          "%d: its last user let go, or it is not of this IPC namespace", id);
+    if (result == -EACCES) return shmp__fail_os(reterr, result, "shmat", "%d is another user's", id);
+    if (result < 0) return shmp__fail_os(reterr, result, "shmat", "%d", id);
+    shmem->key = id;
+    return 0;
+}
+
+static int reserve(shmp_shmem *shmem, shmp_error *reterr) {
+    unsigned long long available;
+    if (shmp__os_free_memory(&available) == 0 && available < shmem->size)
+        return shmp__fail_os(reterr, ENOMEM, "madvise", "%zu bytes, %llu are free", shmem->size, available);
+    int result = shmp__os_populate(shmem->data, shmem->size);
+    if (result == -EINVAL)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "madvise", "reserving sysv memory needs Linux 5.14: open memfd");
+    return result < 0 ? shmp__fail_os(reterr, result, "madvise", "%zu bytes", shmem->size) : 0;
+}
+
+static int sysv_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    (void)name;
+    int id = shmp__os_shmget(shmem->size);
+    if (id < 0) return fail_shmget(shmem, id, reterr);
+    int result = attach_id(shmem, id, reterr);
+    int removed = shmp__os_shm_remove(id);
+    if (result < 0) return result;
+    if (removed < 0) result = shmp__fail_os(reterr, removed, "shmctl", "IPC_RMID of %d", id);
+    if (result == 0 && shmem->flags & SHMP_RESERVE) result = reserve(shmem, reterr);
+    if (result < 0) (void)shmp__os_shmdt(shmem->data);
+    return result;
+}
+
+static int sysv_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+    int number = shmp__decimal_id(id);
+    if (number < 0) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a sysv id is a decimal shmid", id);
+    int result = attach_id(shmem, number, reterr);
+    if (result < 0) return result;
+    size_t size = 0;
+    int failed = shmp__os_shm_size(number, &size);
+    if (failed < 0)
+        result = shmp__fail_os(reterr, failed, "shmctl", "IPC_STAT of %d", number);
+    else if (size < shmem->size)
+        result = shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", number, size,
+                            shmem->size);
+    if (result < 0) (void)shmp__os_shmdt(shmem->data);
+    return result;
+}
+
+static int sysv_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
+    (void)is_owner;
+    int failed = shmp__os_shmdt(shmem->data);
+    return failed < 0 ? shmp__fail_os(reterr, failed, "shmdt", "%d", shmem->key) : 0;
+}
+
+static int sysv_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    (void)reterr;
+    snprintf(ret_id, SHMP__ID_SIZE, "%d", shmem->key);
+    return 0;
+}
+
+static int sysv_accepts(const char *id) { return shmp__decimal_id(id) >= 0; }
+
+const shmp__ops shmp__sysv_ops = {
+    .name = "sysv",
+    .provider_flags = 0,
+    .create_flags = SHMP_RESERVE,
+    .can = SHMP__CAN_FAVOUR,
+    .open = sysv_open,
+    .accepts = sysv_accepts,
+    .create = sysv_create,
+    .attach = sysv_attach,
+    .close = sysv_close,
+    .describe = sysv_describe,
+};
+
+#endif

@@ -1,0 +1,143 @@
+/* Providers: the table of mechanisms, and the choice of the best. */
+#include "core/core.h"
+#include "core/platform.h"
+#include "os/os.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define WHERE_1(ops) (ops)
+#define WHERE_0(ops) NULL
+#define WHERE_(have, ops) WHERE_##have(ops)
+#define WHERE(have, ops) WHERE_(have, ops)
+
+/* Best first. A row without operations is a mechanism of other platforms. */
+static const struct {
+    const char *name;
+    const shmp__ops *ops;
+} table[] = {
+    {"memfd", WHERE(SHMP_HAVE_MEMFD, &shmp__memfd_ops)},
+    {"posix", WHERE(SHMP_HAVE_POSIX, &shmp__posix_ops)},
+    {"sysv", WHERE(SHMP_HAVE_SYSV, &shmp__sysv_ops)},
+    {"nop", &shmp__nop_ops},
+};
+enum { TABLE_SIZE = sizeof table / sizeof *table };
+
+static const char names[] = "std, memfd, posix, sysv, nop";
+
+const shmp__ops *shmp__ops_for_id(const char *id) {
+    for (unsigned i = 0; i < TABLE_SIZE; i++)
+        if (table[i].ops && table[i].ops->accepts(id)) return table[i].ops;
+    return NULL;
+}
+
+static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
+    if (flags & ~ops->provider_flags)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: %s takes no descriptor ids", flags, ops->name);
+    shmp_provider *provider = calloc(1, sizeof *provider);
+    if (!provider) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *provider);
+    provider->ops = ops;
+    provider->flags = flags;
+    shmp__atomic_set(&provider->references, 1);
+    int result = ops->open ? ops->open(provider, reterr) : 0;
+    if (result < 0)
+        free(provider);
+    else
+        *ret_provider = provider;
+    return result;
+}
+
+/* Opens a provider that is known to work: a segment was made. */
+static int open_tried(const shmp__ops *ops, shmp_provider **ret_provider, shmp_error *reterr) {
+    shmp_provider *provider;
+    shmp_shmem *trial;
+    int result = open_backend(ops, 0, &provider, reterr);
+    if (result < 0) return result;
+    result = shmp_create(provider, 1, 0, &trial, reterr);
+    if (result == 0) result = shmp_close(trial, reterr);
+    if (result < 0)
+        shmp_provider_close(provider);
+    else
+        *ret_provider = provider;
+    return result;
+}
+
+static int open_named(const char *name, const char *said_by, unsigned flags, shmp_provider **ret_provider,
+                      shmp_error *reterr) {
+    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+        if (strcmp(name, table[i].name) != 0) continue;
+        if (table[i].ops) return open_backend(table[i].ops, flags, ret_provider, reterr);
+        return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
+                          name);
+    }
+    return shmp__fail(reterr, SHMP_EINVAL, said_by, "no provider is called \"%.40s\": take one of %s", name, names);
+}
+
+static int open_best(shmp_provider **ret_provider, shmp_error *reterr) {
+    const char *wanted = shmp__os_getenv("SHMEM_PROVIDER");
+    if (wanted && *wanted && strcmp(wanted, "std") != 0)
+        return open_named(wanted, "SHMEM_PROVIDER", 0, ret_provider, reterr);
+    shmp_error why = {.call = ""};
+    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+        if (!table[i].ops || !(table[i].ops->can & SHMP__CAN_FAVOUR)) continue;
+        int result = open_tried(table[i].ops, ret_provider, &why);
+        if (result == 0 || result == -SHMP_ENOMEM) return result;
+    }
+    return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here; the last one, %s: %.120s", why.call,
+                      why.message);
+}
+
+int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
+                       shmp_error *reterr) {
+    unsigned flags = 0;
+    if (!name || !ret_provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_open", "NULL argument");
+    if (options) {
+        if (options->struct_size < sizeof *options)
+            return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size",
+                              "%zu: set it to sizeof(shmp_provider_options)", options->struct_size);
+        if (options->inner || options->address || options->timeout_ms)
+            return shmp__fail(reterr, SHMP_EINVAL, "options", "%.40s takes no inner, address or timeout", name);
+        flags = options->flags;
+    }
+    if (strcmp(name, "std") != 0) return open_named(name, "shmp_provider_open", flags, ret_provider, reterr);
+    if (flags)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: std takes none: open memfd or posix by name",
+                          flags);
+    shmp_provider *provider;
+    int result = open_best(&provider, reterr);
+    if (result < 0) return result;
+    provider->attaches_by_id = 1;
+    *ret_provider = provider;
+    return 0;
+}
+
+void shmp_provider_close(shmp_provider *provider) {
+    if (provider && shmp__atomic_sub(&provider->references, 1) == 1) free(provider);
+}
+
+const char *shmp_provider_name(const shmp_provider *provider) { return provider->ops->name; }
+
+int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
+    if (!ret_name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "NULL argument");
+    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+        if (!table[i].ops || index-- > 0) continue;
+        *ret_name = table[i].name;
+        shmp_provider *provider;
+        int result = open_tried(table[i].ops, &provider, reterr);
+        if (result == 0) shmp_provider_close(provider);
+        return result;
+    }
+    return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
+}
+
+int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr) {
+    return provider ? 0 : shmp__fail(reterr, SHMP_EINVAL, "shmp_pre_fork", "NULL argument");
+}
+
+int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *reterr) {
+    (void)is_child;
+    return provider ? 0 : shmp__fail(reterr, SHMP_EINVAL, "shmp_post_fork", "NULL argument");
+}
+
+unsigned shmp_abi_version(void) { return SHMP_ABI_VERSION; }
+const char *shmp_version(void) { return SHMP_VERSION; }

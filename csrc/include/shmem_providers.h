@@ -1,0 +1,248 @@
+/* shmem_providers: shared memory through one interface.
+ *
+ *   #include <shmem_providers.h>
+ *
+ *   shmp_provider *provider;  shmp_shmem *map;  shmp_error error;
+ *   if (shmp_provider_open("std", NULL, &provider, &error) < 0) return report(&error);
+ *   if (shmp_create(provider, 65536, 0, &map, &error) < 0)      return report(&error);
+ *   shmp_to_env(map, "MY_MAP", NULL);           // a child process calls shmp_from_env
+ *   ((unsigned char *)shmp_data(map))[0] = 1;   // plain memory from here on
+ *   shmp_close(map, NULL);
+ *   shmp_provider_close(provider);
+ *
+ * Words. A *provider* is a way to get shared memory (memfd, posix, sysv, ...). A *shmem* is a
+ * handle on one mapped segment. An *id* is at most 19 bytes of text by which another process can
+ * attach; id and size together are the *description*. The *owner* is the handle that created the
+ * segment: only it destroys the operating system's object, and only in the process that created
+ * it (a forked child is never the owner).
+ *
+ * Rules that hold for every function, unless it says otherwise:
+ * - Sizes are bytes. Text is NUL-terminated; ids are printable ASCII.
+ * - A function that returns int gives 0, or a negative SHMP_E... code, the same number on every
+ *   platform. `reterr` (it may be NULL) then says which call failed, with what value, and what to
+ *   do; on success it is not touched. Outputs are named ret_..., and are not touched on failure.
+ * - Threads: any function may be called from any thread, at the same time, also on one handle.
+ *   The exceptions are the two closing functions, which exclude every other use of that handle,
+ *   and shmp_to_env and shmp_from_env, which exclude other users of the environment as setenv
+ *   and getenv do.
+ * - Fork: handles work in the child. Closing one there releases the child's mapping and nothing
+ *   of its parent's.
+ * - Signals: not to be called from a signal handler. EINTR is dealt with inside. Nothing here
+ *   raises a signal of its own, but the kernel sends SIGXFSZ to a process whose RLIMIT_FSIZE is
+ *   smaller than a memfd or posix segment it creates (ignore that signal and it is an error).
+ * - Nothing is logged, nothing aborts, errno is not part of the contract, and there is no global
+ *   state.
+ * - Undefined, as everywhere in C: a pointer that is no live handle, memory used after
+ *   shmp_close, an access beyond shmp_size.
+ */
+#ifndef SHMEM_PROVIDERS_H
+#define SHMEM_PROVIDERS_H
+
+#include <stddef.h>
+
+#define SHMP_VERSION "0.1.0"
+/* Raised when a function or struct changes its meaning; shmp_abi_version() is the library's. */
+#define SHMP_ABI_VERSION 1u
+
+#ifndef SHMP_API
+#if defined(SHMP_STATIC)
+#if defined(__GNUC__)
+#define SHMP_API __attribute__((visibility("hidden")))
+#else
+#define SHMP_API
+#endif
+#elif defined(_WIN32)
+#if defined(SHMP_BUILD)
+#define SHMP_API __declspec(dllexport)
+#else
+#define SHMP_API __declspec(dllimport)
+#endif
+#elif defined(__GNUC__)
+#define SHMP_API __attribute__((visibility("default")))
+#else
+#define SHMP_API
+#endif
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cffi: begin (Python's binding is generated from here to the end mark: plain declarations only) */
+
+/* ---- Errors ------------------------------------------------------------------------------ */
+
+/** Error codes. Functions return them negated; shmp_error.code holds them as returned. */
+enum {
+    SHMP_EINVAL = 1,       /* an argument, flag, option or variable is malformed */
+    SHMP_EID = 2,          /* the id is garbage, or what it names is no shared memory */
+    SHMP_ESIZE = 3,        /* the object is smaller than the description says */
+    SHMP_EOVERFLOW = 4,    /* the size is beyond the address space */
+    SHMP_ENOTFOUND = 5,    /* the id is well-formed, but the segment is gone */
+    SHMP_ENOENV = 6,       /* the environment variable is not set */
+    SHMP_EUNAVAILABLE = 7, /* this platform lacks the mechanism */
+    SHMP_EUNSUPPORTED = 8, /* this mechanism cannot do that */
+    SHMP_ENOMEM = 9,       /* no memory for the handle itself */
+    SHMP_EOS = 10          /* a call of the operating system failed: see os_error */
+};
+
+/** What went wrong. Final: never grows. */
+typedef struct shmp_error {
+    int code;          /* -SHMP_E... */
+    int os_error;      /* errno or GetLastError(); 0 where no call of the system failed */
+    const char *call;  /* the call or argument at fault; a literal, never NULL */
+    char message[200]; /* the value, and what to do about it */
+} shmp_error;
+
+/** A sentence in English for a code, negated or not; never NULL. */
+SHMP_API const char *shmp_error_text(int code);
+
+/* ---- Providers --------------------------------------------------------------------------- */
+
+typedef struct shmp_provider shmp_provider;
+typedef struct shmp_shmem shmp_shmem;
+
+/** Option: ids are bare file descriptor numbers, as the Rust crate's (memfd, posix). Such an id
+ *  works in a process that got the descriptor under that number: inherited, or sent. */
+#define SHMP_FD_IDS 0x1
+
+/** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end. */
+typedef struct shmp_provider_options {
+    size_t struct_size;
+    unsigned flags;       /* SHMP_FD_IDS */
+    shmp_provider *inner; /* for providers that wrap another; NULL for the rest */
+    const char *address;  /* for providers that ask a service; NULL for the rest */
+    unsigned timeout_ms;  /* likewise; 0 is the default */
+} shmp_provider_options;
+
+/** Open a provider by name.
+ *  @param name  "memfd", "posix", "sysv", "nop" (private memory), or "std": the best one that
+ *               works here, found by trying each; the environment's SHMEM_PROVIDER=<name>
+ *               overrides the choice. A "std" provider attaches to every provider's ids.
+ *  @param options  NULL for the defaults.
+ *  Owns: the caller; release with shmp_provider_close().
+ *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
+ *          -SHMP_ENOMEM. Since 0.1. */
+SHMP_API int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
+                                shmp_error *reterr);
+
+/** Release a provider; NULL is fine. Its segments hold a reference: any order of closing is fine. */
+SHMP_API void shmp_provider_close(shmp_provider *provider);
+
+/** The provider's name; for "std" the chosen one's. A literal. */
+SHMP_API const char *shmp_provider_name(const shmp_provider *provider);
+
+/** Enumerate the providers of this platform, best first, trying each.
+ *  @param index  0, 1, 2, ...
+ *  @return 0 it works; -SHMP_EUNAVAILABLE or -SHMP_EOS it does not, and reterr says why:
+ *          *ret_name is set in all these cases. -SHMP_EINVAL there is no such index: the end. */
+SHMP_API int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr);
+
+/** Tell a provider that this process is about to fork, and afterwards that it did, in the parent
+ *  (is_child 0) and in the child (1). memfd, posix, sysv and nop need neither. */
+SHMP_API int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr);
+SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *reterr);
+
+/* ---- Segments ---------------------------------------------------------------------------- */
+
+#define SHMP_READ_ONLY 0x1 /* attach: map it read-only (a guard against mistakes, not enemies) */
+#define SHMP_RESERVE 0x2   /* create: take all memory now, as dear as touching every page */
+#define SHMP_INHERIT 0x4   /* create, attach: the file descriptor survives exec */
+#define SHMP_OWNER 0x100   /* shmp_flags() only: this handle created it, in this process */
+
+/** What another process needs to attach. Final: never grows. */
+typedef struct shmp_description {
+    size_t size;
+    char id[20]; /* NUL-terminated text; empty for nop */
+} shmp_description;
+
+/** Create a segment and map it read-write. Its memory is zero.
+ *  @param size   bytes, at least 1; the mapping is rounded up to pages, shmp_size() is not.
+ *  @param flags  SHMP_RESERVE, SHMP_INHERIT.
+ *  Owns: the caller; release with shmp_close(), which destroys the segment for good when the
+ *  last process that attached to it has let go.
+ *  Full memory: memfd and sysv draw on memory, posix on its file system (/dev/shm), whose free
+ *  space is checked here. Only SHMP_RESERVE promises that touching it never raises SIGBUS.
+ *  Leftovers: after SIGKILL of the owner, memfd and (on Linux) sysv segments are gone with their
+ *  last user; a posix name stays.
+ *  @return 0; -SHMP_EINVAL size 0, unknown flag; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED the
+ *          mechanism lacks a flag; -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem,
+                         shmp_error *reterr);
+
+/** Create a segment under a name of the caller's choice (posix only).
+ *  @param name  '/' and 1 to 18 printable ASCII characters without another '/'; "/shmp_..." is
+ *               kept for shmp_create. Fails with os_error EEXIST when it is taken. No other
+ *               process ever removes such a name for you after SIGKILL.
+ *  @return as shmp_create(); -SHMP_EID a name that cannot be; -SHMP_EUNSUPPORTED. Since 0.1. */
+SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags,
+                               shmp_shmem **ret_shmem, shmp_error *reterr);
+
+/** Attach to a segment that some process created, this one included.
+ *  @param description  its id, and how many bytes of it to map: no more than it has.
+ *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT.
+ *  Owns: the caller, who gets a mapping and (memfd, posix) a descriptor of its own; release with
+ *  shmp_close(). Attaching with nop gives fresh private memory.
+ *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
+ *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
+ *  @return 0; -SHMP_EID garbage, or no shared memory; -SHMP_ESIZE it is smaller;
+ *          -SHMP_ENOTFOUND it is gone; -SHMP_EINVAL; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED;
+ *          -SHMP_ENOMEM; -SHMP_EOS, such as os_error EACCES of another user's. Since 0.1. */
+SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
+                         shmp_shmem **ret_shmem, shmp_error *reterr);
+
+/** Unmap and release a handle; NULL is fine. The owner's destroys the segment.
+ *  The handle is gone whatever is returned: an error says that the system refused a step, after
+ *  which all others were still taken.
+ *  @return 0; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_close(shmp_shmem *shmem, shmp_error *reterr);
+
+/** The first byte, aligned to a page (nop: as malloc). Valid until shmp_close(). */
+SHMP_API void *shmp_data(const shmp_shmem *shmem);
+/** Bytes, exactly as asked for. */
+SHMP_API size_t shmp_size(const shmp_shmem *shmem);
+/** The descriptor, owned by the handle, or -1 where the mechanism has none (sysv, nop). */
+SHMP_API int shmp_fileno(const shmp_shmem *shmem);
+/** SHMP_READ_ONLY, SHMP_OWNER. */
+SHMP_API unsigned shmp_flags(const shmp_shmem *shmem);
+/** The name of the mechanism that holds it, such as "memfd". A literal. */
+SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
+
+/** Get what another process needs to attach. A memfd id names this handle's own descriptor in
+ *  this process: it differs between handles and dies with this one.
+ *  @return 0; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
+
+/** Let the descriptor survive exec(), so that the program which replaces this one can attach.
+ *  @return 0; -SHMP_EUNSUPPORTED where exec ends the segment (sysv, nop); -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
+
+/* ---- Hand-off through the environment ---------------------------------------------------- */
+
+/** Set <name> to the id and <name>_SIZE to the decimal size, for processes started from now on.
+ *  A name that begins with "__AFL_" takes a decimal sysv id or a posix name only, since AFL++
+ *  would read any other id as somebody else's sysv segment.
+ *  @return 0; -SHMP_EINVAL the name is empty or has '=', or __AFL_ with such an id; -SHMP_EOS.
+ *  Since 0.1. */
+SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr);
+
+/** Attach to what <name> and <name>_SIZE say; flags as shmp_attach().
+ *  @return as shmp_attach(); -SHMP_ENOENV a variable is not set; -SHMP_EINVAL the size is not a
+ *          plain decimal number. Since 0.1. */
+SHMP_API int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,
+                           shmp_error *reterr);
+
+/* ---- The library ------------------------------------------------------------------------- */
+
+/** SHMP_ABI_VERSION of the library in use: compare it with the header's. */
+SHMP_API unsigned shmp_abi_version(void);
+/** SHMP_VERSION of the library in use. */
+SHMP_API const char *shmp_version(void);
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

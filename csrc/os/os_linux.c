@@ -1,0 +1,93 @@
+/* System calls that only Linux has: memfd, seals, /proc. */
+#include "core/platform.h"
+#if SHMP_HAVE_LINUX
+#define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
+
+#include "os/fault.h"
+#include "os/os_unix.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8U /* Linux 6.3 */
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+int shmp__os_random(void *ret_bytes, size_t length) {
+    ssize_t got; /* the whole: fewer than 256 bytes are never cut short */
+    RETRIED(got, SYS(getrandom, (ret_bytes, length, 0)));
+    return got < 0 ? -errno : 0;
+}
+
+int shmp__os_reserve(int fd, size_t size) {
+    int result;
+    RETRIED(result, SYS(fallocate, (fd, 0, 0, (off_t)size)));
+    return result_of(result);
+}
+
+int shmp__os_populate(void *data, size_t size) {
+    int result;
+    RETRIED(result, SYS(madvise, (data, size, MADV_POPULATE_WRITE)));
+    return result_of(result);
+}
+
+int shmp__os_free_memory(unsigned long long *ret_bytes) {
+    static const char wanted[] = "MemAvailable:";
+    char text[512];
+    int fd;
+    RETRIED(fd, SYS(open, ("/proc/meminfo", O_RDONLY | O_CLOEXEC)));
+    if (fd < 0) return -errno;
+    ssize_t length;
+    RETRIED(length, SYS(read, (fd, text, sizeof text - 1)));
+    int result = length < 0 ? -errno : 0;
+    (void)close(fd);
+    if (result < 0) return result;
+    text[length] = 0;
+    const char *line = strstr(text, wanted);
+    if (!line) return -ENOENT;
+    *ret_bytes = strtoull(line + sizeof wanted - 1, NULL, 10) * 1024;
+    return 0;
+}
+
+int shmp__os_memfd_create(int noexec) {
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (noexec ? MFD_NOEXEC_SEAL : 0);
+    return result_of(SYS(memfd_create, ("shmem_providers", flags)));
+}
+
+int shmp__os_seal_size(int fd) {
+    return result_of(SYS(fcntl, (fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)));
+}
+
+int shmp__os_size_is_sealed(int fd) {
+    int seals = SYS(fcntl, (fd, F_GET_SEALS));
+    if (seals < 0) return -errno;
+    return (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) == (F_SEAL_SHRINK | F_SEAL_GROW);
+}
+
+long shmp__os_proc_pid(void) {
+    char link[24];
+    ssize_t length = SYS(readlink, ("/proc/self", link, sizeof link - 1));
+    if (length < 0) return -errno;
+    link[length] = 0;
+    return atol(link);
+}
+
+int shmp__os_open_fd_of(long pid, int fd, int read_only) {
+    char path[48];
+    int result;
+    snprintf(path, sizeof path, "/proc/%ld/fd/%d", pid, fd);
+    /* The number may be anything's by now: no waiting for a pipe's other end, no terminal taken. */
+    RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
+    return result_of(result);
+}
+
+#endif

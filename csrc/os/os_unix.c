@@ -1,0 +1,113 @@
+/* System calls that every Unix has. */
+#if !defined(_WIN32)
+#define _GNU_SOURCE /* Linux: environment and flags beyond POSIX */
+#define _FILE_OFFSET_BITS 64
+
+#include "os/os_unix.h"
+#include "os/fault.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+long shmp__os_pid(void) { return (long)getpid(); }
+
+const char *shmp__os_getenv(const char *name) { return getenv(name); }
+
+int shmp__os_setenv(const char *name, const char *value) { return result_of(SYS(setenv, (name, value, 1))); }
+
+int shmp__os_keep_on_exec(int fd) { return result_of(SYS(fcntl, (fd, F_SETFD, 0))); }
+
+const char *shmp__os_remedy(int os_error) {
+    switch (os_error) {
+    case EMFILE: return "; this process has too many open files: close some, or raise ulimit -n";
+    case ENFILE: return "; this machine has too many open files: raise sysctl fs.file-max";
+    case ENOMEM: return "; free memory, or raise ulimit -v, vm.max_map_count or the container's limit";
+    case EFBIG: return "; larger than a file may be: see ulimit -f";
+    default: return "";
+    }
+}
+
+int shmp__os_map(int fd, size_t size, int read_only, void **ret_data) {
+    void *data =
+        SYS_OR(MAP_FAILED, mmap, (NULL, size, read_only ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    if (data == MAP_FAILED) return -errno;
+    *ret_data = data;
+    return 0;
+}
+
+int shmp__os_unmap(void *data, size_t size) { return result_of(munmap(data, size)); }
+
+/* Never retried: after EINTR the descriptor is closed (Linux), and may be somebody else's by now. */
+int shmp__os_close(int fd) { return close(fd) < 0 && errno != EINTR ? -errno : 0; }
+
+int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, 0))); }
+
+int shmp__os_truncate(int fd, size_t size) {
+    int result;
+    RETRIED(result, SYS(ftruncate, (fd, (off_t)size)));
+    return result_of(result);
+}
+
+int shmp__os_stat(int fd, shmp__os_file *ret_file) {
+    struct stat file;
+    if (SYS(fstat, (fd, &file)) < 0) return -errno;
+    *ret_file = (shmp__os_file){.size = (unsigned long long)file.st_size,
+                                .inode = file.st_ino,
+                                .device = file.st_dev,
+                                .links = file.st_nlink,
+                                .is_regular = S_ISREG(file.st_mode)};
+    return 0;
+}
+
+int shmp__os_free_space(int fd, unsigned long long *ret_bytes) {
+    struct statvfs system;
+    int result;
+    RETRIED(result, SYS(fstatvfs, (fd, &system)));
+    if (result < 0) return -errno;
+    *ret_bytes = (unsigned long long)system.f_bavail * system.f_frsize;
+    return 0;
+}
+
+int shmp__os_lock_shared(int fd) {
+    int result;
+    RETRIED(result, SYS(flock, (fd, LOCK_SH)));
+    return result_of(result);
+}
+
+int shmp__os_shm_open(const char *name, int create, int read_only) {
+    int result, flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0);
+    RETRIED(result, SYS(shm_open, (name, flags, 0600)));
+    return result_of(result);
+}
+
+int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (name))); }
+
+int shmp__os_shmget(size_t size) { return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | 0600))); }
+
+int shmp__os_shmat(int id, int read_only, void **ret_data) {
+    void *data = SYS_OR((void *)-1, shmat, (id, NULL, read_only ? SHM_RDONLY : 0));
+    if (data == (void *)-1) return -errno;
+    *ret_data = data;
+    return 0;
+}
+
+int shmp__os_shmdt(void *data) { return result_of(shmdt(data)); }
+
+int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NULL))); }
+
+int shmp__os_shm_size(int id, size_t *ret_size) {
+    struct shmid_ds segment;
+    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
+    *ret_size = segment.shm_segsz;
+    return 0;
+}
+
+#endif

@@ -1,0 +1,59 @@
+/* System calls of Unix, for the backends: one function a call, which deals with EINTR and gives
+ * the result, or -errno. Descriptors are close-on-exec. */
+#ifndef SHMP_OS_UNIX_H
+#define SHMP_OS_UNIX_H
+
+#include "os/os.h"
+
+#include <errno.h> /* the backends judge some errors */
+
+static inline int result_of(int value) { return value < 0 ? -errno : value; }
+
+#define RETRIED(result, call)                                                                                          \
+    do {                                                                                                               \
+        (result) = (call);                                                                                             \
+    } while ((result) < 0 && errno == EINTR)
+
+typedef struct shmp__os_file {
+    unsigned long long size, inode, device, links;
+    int is_regular;
+} shmp__os_file;
+
+int shmp__os_random(void *ret_bytes, size_t length);
+int shmp__os_map(int fd, size_t size, int read_only, void **ret_data);
+int shmp__os_unmap(void *data, size_t size);
+int shmp__os_close(int fd);
+int shmp__os_dup(int fd);
+int shmp__os_truncate(int fd, size_t size);
+int shmp__os_reserve(int fd, size_t size);
+int shmp__os_stat(int fd, shmp__os_file *ret_file);
+
+/* Bytes free on the file system of `fd`; the error of a system that cannot say is no failure. */
+int shmp__os_free_space(int fd, unsigned long long *ret_bytes);
+
+/* Holds a shared lock for as long as this open file, its duplicates and its mappings live. */
+int shmp__os_lock_shared(int fd);
+
+int shmp__os_shm_open(const char *name, int create, int read_only);
+int shmp__os_shm_unlink(const char *name);
+
+int shmp__os_shmget(size_t size);
+int shmp__os_shmat(int id, int read_only, void **ret_data);
+int shmp__os_shmdt(void *data);
+int shmp__os_shm_remove(int id);
+int shmp__os_shm_size(int id, size_t *ret_size);
+
+/* Takes the memory of a mapping now, instead of at each page's first use; what there is of it. */
+int shmp__os_populate(void *data, size_t size);
+int shmp__os_free_memory(unsigned long long *ret_bytes);
+
+/* Linux only. */
+int shmp__os_memfd_create(int noexec);
+int shmp__os_seal_size(int fd);
+/* 1: the size can never change; 0: it can; negative: no shared memory. */
+int shmp__os_size_is_sealed(int fd);
+/* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
+long shmp__os_proc_pid(void);
+int shmp__os_open_fd_of(long pid, int fd, int read_only);
+
+#endif

@@ -1,0 +1,239 @@
+/* _binding.Provider: owns a shmp_provider. Python's provider classes are its subclasses. */
+#include "python/python_types.h"
+
+typedef struct ProviderObject {
+    PyObject_HEAD
+    shmp_provider *handle;
+    PyTypeObject *shmem_type; /* what new segments are: the subclass's _shmem_type */
+} ProviderObject;
+
+#define METHOD(function) (PyCFunction)(void (*)(void))(function)
+
+static int to_size(const char *method, PyObject *value, size_t *ret_size) {
+    if (PyBool_Check(value) || !PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s: size %R: a number of bytes is an int", method, value);
+        return -1;
+    }
+    PyObject *number = PyNumber_Index(value);
+    if (!number) return -1;
+    int overflow;
+    long long size = PyLong_AsLongLongAndOverflow(number, &overflow);
+    if (overflow > 0 || (overflow == 0 && size > PY_SSIZE_T_MAX))
+        PyErr_Format(PyExc_OverflowError, "%s: size %R is beyond the address space", method, number);
+    else if (overflow < 0 || size <= 0)
+        PyErr_Format(PyExc_ValueError, "%s: size %R: a segment has at least 1 byte", method, number);
+    else
+        *ret_size = (size_t)size;
+    Py_DECREF(number);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int to_id(const char *method, PyObject *value, char ret_id[SHMP__ID_SIZE]) {
+    shmp_error error;
+    Py_ssize_t length;
+    if (!PyUnicode_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s: id %R: an id is a ShMemId or a str", method, value);
+        return -1;
+    }
+    const char *text = PyUnicode_AsUTF8AndSize(value, &length);
+    if (!text) { /* a lone surrogate: no ASCII either */
+        PyErr_Clear();
+        text = "\xff";
+        length = 1;
+    }
+    if (shmp__copy_id(ret_id, text, (size_t)length, &error) < 0) {
+        shmpy_raise(&error);
+        return -1;
+    }
+    return 0;
+}
+
+/* `value`: NULL when the argument was not given. */
+static int to_flag(PyObject *value, unsigned flag, unsigned *ret_flags) {
+    int truth = value ? PyObject_IsTrue(value) : 0;
+    *ret_flags = truth > 0 ? flag : 0;
+    return truth < 0 ? -1 : 0;
+}
+
+static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    static char *names[] = {"name", "flags", NULL};
+    const char *name;
+    shmp_provider_options options = {.struct_size = sizeof options};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s|I", names, &name, &options.flags)) return NULL;
+    PyObject *shmem_type = PyObject_GetAttrString((PyObject *)type, "_shmem_type");
+    if (!shmem_type) return NULL;
+    ProviderObject *self = (ProviderObject *)PyType_GenericAlloc(type, 0);
+    if (!self) {
+        Py_DECREF(shmem_type);
+        return NULL;
+    }
+    self->shmem_type = (PyTypeObject *)shmem_type;
+    shmp_error error;
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_provider_open(name, &options, &self->handle, &error);
+    Py_END_ALLOW_THREADS
+    if (result < 0) {
+        Py_DECREF(self);
+        return shmpy_raise(&error);
+    }
+    return (PyObject *)self;
+}
+
+static void provider_dealloc(PyObject *object) {
+    ProviderObject *self = (ProviderObject *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    shmp_provider_close(self->handle);
+    Py_XDECREF((PyObject *)self->shmem_type);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+/* Creates (id NULL: without a name) or attaches, and wraps the handle. */
+typedef int (*maker)(shmp_provider *, const shmp_description *, unsigned flags, shmp_shmem **, shmp_error *);
+
+static int make_unnamed(shmp_provider *provider, const shmp_description *what, unsigned flags, shmp_shmem **ret_shmem,
+                        shmp_error *reterr) {
+    return shmp_create(provider, what->size, flags, ret_shmem, reterr);
+}
+
+static int make_named(shmp_provider *provider, const shmp_description *what, unsigned flags, shmp_shmem **ret_shmem,
+                      shmp_error *reterr) {
+    return shmp_create_named(provider, what->id, what->size, flags, ret_shmem, reterr);
+}
+
+static PyObject *make(PyObject *object, maker maker, const shmp_description *what, unsigned flags) {
+    ProviderObject *self = (ProviderObject *)object;
+    PyObject *made = shmpy_shmem_new(self->shmem_type);
+    if (!made) return NULL;
+    shmp_shmem *handle;
+    shmp_error error;
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = maker(self->handle, what, flags, &handle, &error);
+    Py_END_ALLOW_THREADS
+    if (result < 0) {
+        Py_DECREF(made);
+        return shmpy_raise(&error);
+    }
+    shmpy_shmem_own(made, handle);
+    return made;
+}
+
+static PyObject *new_shmem(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+    static const char *const names[] = {"size", "reserve", NULL};
+    PyObject *values[2];
+    shmp_description what;
+    unsigned flags;
+    if (shmpy_arguments("new_shmem", names, 1, 1, arguments, count, keywords, values) < 0 ||
+        to_size("new_shmem", values[0], &what.size) < 0 || to_flag(values[1], SHMP_RESERVE, &flags) < 0)
+        return NULL;
+    return make(self, make_unnamed, &what, flags);
+}
+
+static PyObject *new_named(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+    static const char *const names[] = {"size", "name", "reserve", NULL};
+    PyObject *values[3];
+    shmp_description what;
+    unsigned flags;
+    if (shmpy_arguments("new_shmem_with_id", names, 2, 2, arguments, count, keywords, values) < 0 ||
+        to_size("new_shmem_with_id", values[0], &what.size) < 0 ||
+        to_id("new_shmem_with_id", values[1], what.id) < 0 || to_flag(values[2], SHMP_RESERVE, &flags) < 0)
+        return NULL;
+    return make(self, make_named, &what, flags);
+}
+
+static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+    static const char *const names[] = {"id", "size", "read_only", NULL};
+    static const char method[] = "shmem_from_id_and_size";
+    PyObject *values[3];
+    shmp_description what;
+    unsigned flags;
+    if (shmpy_arguments(method, names, 2, 2, arguments, count, keywords, values) < 0 ||
+        to_id(method, values[0], what.id) < 0 || to_size(method, values[1], &what.size) < 0 ||
+        to_flag(values[2], SHMP_READ_ONLY, &flags) < 0)
+        return NULL;
+    return make(self, shmp_attach, &what, flags);
+}
+
+/* The values come from os.environ, which is safe to read while other threads set it; getenv is not. */
+static PyObject *from_env(PyObject *self, PyObject *arguments) {
+    const char *name, *id, *size;
+    int read_only;
+    shmp_description what;
+    shmp_error error;
+    if (!PyArg_ParseTuple(arguments, "szzp", &name, &id, &size, &read_only)) return NULL;
+    if (shmp__env_parse(name, id, size, &what, &error) < 0) return shmpy_raise(&error);
+    return make(self, shmp_attach, &what, read_only ? SHMP_READ_ONLY : 0);
+}
+
+static PyObject *pre_fork(PyObject *self, PyObject *unused) {
+    shmp_error error;
+    (void)unused;
+    if (shmp_pre_fork(((ProviderObject *)self)->handle, &error) < 0) return shmpy_raise(&error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *post_fork(PyObject *self, PyObject *is_child) {
+    shmp_error error;
+    int truth = PyObject_IsTrue(is_child);
+    if (truth < 0) return NULL;
+    if (shmp_post_fork(((ProviderObject *)self)->handle, truth, &error) < 0) return shmpy_raise(&error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_name(PyObject *self, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(shmp_provider_name(((ProviderObject *)self)->handle));
+}
+
+static PyObject *get_fd_ids(PyObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(!!(((ProviderObject *)self)->handle->flags & SHMP_FD_IDS));
+}
+
+/* Provider[...] is for type checkers. */
+static PyObject *class_getitem(PyObject *type, PyObject *unused) {
+    (void)unused;
+    Py_INCREF(type);
+    return type;
+}
+
+static PyMethodDef methods[] = {
+    {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_from_env", from_env, METH_VARARGS, NULL},
+    {"pre_fork", pre_fork, METH_NOARGS, NULL},
+    {"post_fork", post_fork, METH_O, NULL},
+    {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef properties[] = {
+    {"fd_ids", get_fd_ids, NULL, NULL, NULL},
+    {"name", get_name, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_new, (void *)provider_new},
+    {Py_tp_dealloc, (void *)provider_dealloc},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, properties},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "shmem_providers._binding.Provider",
+    .basicsize = sizeof(ProviderObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = slots,
+};
+
+int shmpy_add_provider_type(PyObject *module) {
+    PyObject *type = PyType_FromSpec(&spec);
+    int result = type ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
+    Py_XDECREF(type);
+    return result;
+}

@@ -1,0 +1,414 @@
+/* _binding.ShMem: owns a shmp_shmem, exports its memory, and releases it exactly once, whichever
+ * thread does what.
+ *
+ * One atomic word says it all: whether it is closed, how many short accesses are under way
+ * ("pins") and how many buffer views are alive. Nothing begins once it is closed; the memory goes
+ * when it is closed and the last pin and view are gone, by whoever takes the last step. */
+#include "python/python_types.h"
+
+#include "os/os.h"
+
+#include <string.h>
+
+static const uint64_t VIEW = 1, PIN = 1ull << 32, CLOSED = 1ull << 63;
+
+typedef struct ShMemObject {
+    PyObject_HEAD
+    shmp__atomic_u64 state;
+    shmp_shmem *handle; /* valid while pinned, viewed or not closed; so is data */
+    unsigned char *data;
+    Py_ssize_t size;
+    const char *provider_name;
+    int readonly;
+    int has_warned;
+    PyObject *failure; /* the exception that every use raises: this could not be attached in unpickling */
+} ShMemObject;
+
+#define METHOD(function) (PyCFunction)(void (*)(void))(function)
+
+static unsigned views_of(uint64_t state) { return (unsigned)(state & (PIN - 1)); }
+
+/* Nothing uses the handle any more. */
+static int release(ShMemObject *self, shmp_error *reterr) {
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_close(self->handle, reterr);
+    Py_END_ALLOW_THREADS
+    return result;
+}
+
+/* For those that cannot raise. */
+static void release_quietly(ShMemObject *self) {
+    shmp_error error;
+    if (release(self, &error) == 0) return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    shmpy_raise(&error);
+    PyErr_WriteUnraisable((PyObject *)self);
+    PyErr_Restore(type, value, traceback);
+}
+
+/* Adds a pin or a view; -1 with an exception when it is closed. */
+static int begin(ShMemObject *self, uint64_t what) {
+    uint64_t state = shmp__atomic_load64(&self->state);
+    do {
+        if (!(state & CLOSED)) continue;
+        if (self->failure)
+            PyErr_SetObject((PyObject *)Py_TYPE(self->failure), self->failure);
+        else
+            PyErr_SetString(PyExc_ValueError, "this ShMem is closed");
+        return -1;
+    } while (!shmp__atomic_swap_if64(&self->state, &state, state + what));
+    return 0;
+}
+
+static void end(ShMemObject *self, uint64_t what) {
+    if (shmp__atomic_sub64(&self->state, what) == (CLOSED | what)) release_quietly(self);
+}
+
+/* Marks it closed; gives the state before, with CLOSED in it when there was nothing to do. With
+ * `unless_viewed` a viewed segment is left alone. */
+static uint64_t mark_closed(ShMemObject *self, int unless_viewed) {
+    uint64_t state = shmp__atomic_load64(&self->state);
+    do {
+        if (state & CLOSED || (unless_viewed && views_of(state))) return state;
+    } while (!shmp__atomic_swap_if64(&self->state, &state, state | CLOSED));
+    return state;
+}
+
+PyObject *shmpy_shmem_new(PyTypeObject *type) {
+    PyObject *self = PyType_GenericAlloc(type, 0);
+    if (self) ((ShMemObject *)self)->state = CLOSED;
+    return self;
+}
+
+void shmpy_shmem_own(PyObject *object, shmp_shmem *handle) {
+    ShMemObject *self = (ShMemObject *)object;
+    self->handle = handle;
+    self->data = shmp_data(handle);
+    self->size = (Py_ssize_t)shmp_size(handle);
+    self->provider_name = shmp_backend(handle);
+    self->readonly = !!(handle->flags & SHMP_READ_ONLY);
+    self->state = 0;
+}
+
+static PyObject *shmem_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    (void)type, (void)arguments, (void)keywords;
+    PyErr_SetString(PyExc_TypeError, "a ShMem is made by a provider: StdShMemProvider().new_shmem(size)");
+    return NULL;
+}
+
+/* _failed(exception): stands for a segment that could not be attached. */
+static PyObject *failed(PyObject *type, PyObject *exception) {
+    PyObject *self = shmpy_shmem_new((PyTypeObject *)type);
+    if (!self) return NULL;
+    Py_INCREF(exception);
+    ((ShMemObject *)self)->failure = exception;
+    ((ShMemObject *)self)->provider_name = "";
+    return self;
+}
+
+static void shmem_finalize(PyObject *object) {
+    ShMemObject *self = (ShMemObject *)object;
+    if (shmp__atomic_load64(&self->state) & CLOSED || self->has_warned) return;
+    if (self->handle->creator != shmp__os_pid()) return; /* inherited by fork: its parent's to close */
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    self->has_warned = 1;
+    if (PyErr_ResourceWarning(object, 1, "unclosed %R", object) < 0) PyErr_WriteUnraisable(object);
+    PyErr_Restore(type, value, traceback);
+}
+
+static void shmem_dealloc(PyObject *object) {
+    ShMemObject *self = (ShMemObject *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (!(mark_closed(self, 0) & CLOSED)) release_quietly(self);
+    Py_XDECREF(self->failure);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static PyObject *shmem_close(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    uint64_t state = mark_closed(self, 1);
+    if (state & CLOSED) Py_RETURN_NONE;
+    if (views_of(state))
+        return PyErr_Format(PyExc_BufferError,
+                            "close: %u views of this segment are alive (memoryview, NumPy, ctypes): release them first",
+                            views_of(state));
+    shmp_error error;
+    if (state == 0 && release(self, &error) < 0) return shmpy_raise(&error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *shmem_enter(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    end(self, PIN);
+    Py_INCREF(object);
+    return object;
+}
+
+/* Live views do not make it fail, for that would hide the exception of the block. */
+static PyObject *shmem_exit(PyObject *object, PyObject *arguments) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)arguments;
+    if (mark_closed(self, 0) == 0) release_quietly(self);
+    Py_RETURN_NONE;
+}
+
+static int shmem_getbuffer(PyObject *object, Py_buffer *view, int flags) {
+    ShMemObject *self = (ShMemObject *)object;
+    view->obj = NULL;
+    if (begin(self, VIEW) < 0) return -1;
+    int result = PyBuffer_FillInfo(view, object, self->data, self->size, self->readonly, flags);
+    if (result < 0) end(self, VIEW);
+    return result;
+}
+
+static void shmem_releasebuffer(PyObject *object, Py_buffer *view) {
+    (void)view;
+    end((ShMemObject *)object, VIEW);
+}
+
+static Py_ssize_t shmem_length(PyObject *object) {
+    ShMemObject *self = (ShMemObject *)object;
+    if (begin(self, PIN) < 0) return -1;
+    end(self, PIN);
+    return self->size;
+}
+
+static int is_inside(const ShMemObject *self, Py_ssize_t index) {
+    if (index >= 0 && index < self->size) return 1;
+    PyErr_SetString(PyExc_IndexError, "ShMem index out of range");
+    return 0;
+}
+
+/* The position that a key means, which may be beyond the end; -1 with an exception may be one too. */
+static Py_ssize_t to_index(const ShMemObject *self, PyObject *key) {
+    Py_ssize_t index = PyNumber_AsSsize_t(key, PyExc_IndexError);
+    return index < 0 && !PyErr_Occurred() ? index + self->size : index;
+}
+
+static PyObject *shmem_item(PyObject *object, Py_ssize_t index) {
+    ShMemObject *self = (ShMemObject *)object;
+    if (begin(self, PIN) < 0) return NULL;
+    int value = is_inside(self, index) ? self->data[index] : -1;
+    end(self, PIN);
+    return value < 0 ? NULL : PyLong_FromLong(value);
+}
+
+static int wrong_key(PyObject *key) {
+    PyErr_Format(PyExc_TypeError, "ShMem indices are integers or slices, not %R", key);
+    return -1;
+}
+
+static PyObject *shmem_subscript(PyObject *object, PyObject *key) {
+    ShMemObject *self = (ShMemObject *)object;
+    if (PyIndex_Check(key)) {
+        Py_ssize_t index = to_index(self, key);
+        return index == -1 && PyErr_Occurred() ? NULL : shmem_item(object, index);
+    }
+    Py_ssize_t start, stop, step;
+    if (!PySlice_Check(key)) return wrong_key(key), NULL;
+    if (PySlice_Unpack(key, &start, &stop, &step) < 0) return NULL;
+    Py_ssize_t count = PySlice_AdjustIndices(self->size, &start, &stop, step);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count);
+    if (!bytes || begin(self, PIN) < 0) {
+        Py_XDECREF(bytes);
+        return NULL;
+    }
+    unsigned char *to = (unsigned char *)PyBytes_AsString(bytes);
+    if (step == 1)
+        memcpy(to, self->data + start, (size_t)count);
+    else
+        for (Py_ssize_t i = 0; i < count; i++) to[i] = self->data[start + i * step];
+    end(self, PIN);
+    return bytes;
+}
+
+static int set_item(ShMemObject *self, PyObject *key, PyObject *value) {
+    Py_ssize_t index = to_index(self, key);
+    if (index == -1 && PyErr_Occurred()) return -1;
+    if (!PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "a ShMem item is an int from 0 to 255, not %R", value);
+        return -1;
+    }
+    Py_ssize_t byte = PyNumber_AsSsize_t(value, PyExc_ValueError);
+    if (byte == -1 && PyErr_Occurred()) return -1;
+    if (byte < 0 || byte > 255) {
+        PyErr_Format(PyExc_ValueError, "a ShMem item is an int from 0 to 255, not %zd", byte);
+        return -1;
+    }
+    if (begin(self, PIN) < 0) return -1;
+    int inside = is_inside(self, index);
+    if (inside) self->data[index] = (unsigned char)byte;
+    end(self, PIN);
+    return inside ? 0 : -1;
+}
+
+static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
+    Py_ssize_t start, stop, step;
+    if (PySlice_Unpack(key, &start, &stop, &step) < 0) return -1;
+    Py_ssize_t count = PySlice_AdjustIndices(self->size, &start, &stop, step);
+    Py_buffer source;
+    if (PyObject_GetBuffer(value, &source, PyBUF_SIMPLE) < 0) return -1;
+    int result = -1;
+    if (source.len != count)
+        PyErr_Format(PyExc_IndexError, "ShMem slice assignment: %zd bytes do not fit a slice of %zd", source.len, count);
+    else
+        result = begin(self, PIN);
+    if (result == 0) {
+        const unsigned char *from = source.buf;
+        if (step == 1)
+            memmove(self->data + start, from, (size_t)count); /* it may be a view of this very segment */
+        else
+            for (Py_ssize_t i = 0; i < count; i++) self->data[start + i * step] = from[i];
+        end(self, PIN);
+    }
+    PyBuffer_Release(&source);
+    return result;
+}
+
+static int shmem_ass_subscript(PyObject *object, PyObject *key, PyObject *value) {
+    ShMemObject *self = (ShMemObject *)object;
+    if (!value || self->readonly) {
+        PyErr_SetString(PyExc_TypeError, value ? "this ShMem is read-only: attach without read_only to write"
+                                               : "the size of a ShMem cannot change: assign, do not delete");
+        return -1;
+    }
+    if (PyIndex_Check(key)) return set_item(self, key, value);
+    return PySlice_Check(key) ? set_slice(self, key, value) : wrong_key(key);
+}
+
+static PyObject *shmem_fileno(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int fd = shmp_fileno(self->handle);
+    end(self, PIN);
+    if (fd >= 0) return PyLong_FromLong(fd);
+    shmp_error error;
+    shmp__fail(&error, SHMP_EUNSUPPORTED, "fileno", "%s segments have no file descriptor: open memfd or posix",
+               self->provider_name);
+    return shmpy_raise(&error);
+}
+
+static PyObject *shmem_persist(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    shmp_error error;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int result = shmp_persist(self->handle, &error);
+    end(self, PIN);
+    if (result < 0) return shmpy_raise(&error);
+    Py_RETURN_NONE;
+}
+
+/* Gives (id, size). */
+static PyObject *describe(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    shmp_description description;
+    shmp_error error;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int result = shmp_describe(self->handle, &description, &error);
+    end(self, PIN);
+    if (result < 0) return shmpy_raise(&error);
+    return Py_BuildValue("sn", description.id, self->size);
+}
+
+/* What the environment should say: (id, size), after checking that it may say so under this name. */
+static PyObject *env_description(PyObject *object, PyObject *arguments) {
+    ShMemObject *self = (ShMemObject *)object;
+    const char *name;
+    shmp_description description;
+    shmp_error error;
+    if (!PyArg_ParseTuple(arguments, "s", &name) || begin(self, PIN) < 0) return NULL;
+    int result = shmp__env_description(self->handle, name, &description, &error);
+    end(self, PIN);
+    if (result < 0) return shmpy_raise(&error);
+    return Py_BuildValue("sn", description.id, self->size);
+}
+
+static PyObject *get_is_owner(PyObject *object, void *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int is_owner = shmp__is_owner(self->handle);
+    end(self, PIN);
+    return PyBool_FromLong(is_owner);
+}
+
+static PyObject *get_closed(PyObject *object, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(!!(shmp__atomic_load64(&((ShMemObject *)object)->state) & CLOSED));
+}
+
+static PyObject *get_size(PyObject *object, void *unused) {
+    (void)unused;
+    return PyLong_FromSsize_t(((ShMemObject *)object)->size);
+}
+
+static PyObject *get_readonly(PyObject *object, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((ShMemObject *)object)->readonly);
+}
+
+static PyObject *get_provider_name(PyObject *object, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(((ShMemObject *)object)->provider_name);
+}
+
+static PyMethodDef methods[] = {
+    {"close", shmem_close, METH_NOARGS, NULL},
+    {"fileno", shmem_fileno, METH_NOARGS, NULL},
+    {"persist", shmem_persist, METH_NOARGS, NULL},
+    {"__enter__", shmem_enter, METH_NOARGS, NULL},
+    {"__exit__", shmem_exit, METH_VARARGS, NULL},
+    {"_describe", describe, METH_NOARGS, NULL},
+    {"_env_description", env_description, METH_VARARGS, NULL},
+    {"_failed", failed, METH_O | METH_CLASS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef properties[] = {
+    {"closed", get_closed, NULL, NULL, NULL},
+    {"is_owner", get_is_owner, NULL, NULL, NULL},
+    {"provider_name", get_provider_name, NULL, NULL, NULL},
+    {"readonly", get_readonly, NULL, NULL, NULL},
+    {"size", get_size, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_new, (void *)shmem_new},
+    {Py_tp_dealloc, (void *)shmem_dealloc},
+    {Py_tp_finalize, (void *)shmem_finalize},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, properties},
+    {Py_bf_getbuffer, (void *)shmem_getbuffer},
+    {Py_bf_releasebuffer, (void *)shmem_releasebuffer},
+    {Py_mp_length, (void *)shmem_length},
+    {Py_mp_subscript, (void *)shmem_subscript},
+    {Py_mp_ass_subscript, (void *)shmem_ass_subscript},
+    {Py_sq_length, (void *)shmem_length},
+    {Py_sq_item, (void *)shmem_item},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "shmem_providers._binding.ShMem",
+    .basicsize = sizeof(ShMemObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = slots,
+};
+
+int shmpy_add_shmem_type(PyObject *module) {
+    PyObject *type = PyType_FromSpec(&spec);
+    int result = type ? PyModule_AddType(module, (PyTypeObject *)type) : -1;
+    Py_XDECREF(type);
+    return result;
+}

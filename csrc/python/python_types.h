@@ -1,0 +1,27 @@
+/* The C types of Python's binding. They own the core's handles, so that no handle is ever in the
+ * hands of Python code that could use it after another thread closed it. Limited API of 3.11. */
+#ifndef SHMP_PYTHON_TYPES_H
+#define SHMP_PYTHON_TYPES_H
+
+#include <Python.h>
+
+#include "core/core.h"
+
+/* Add the types to the module; -1: an exception is set. */
+int shmpy_add_provider_type(PyObject *module);
+int shmpy_add_shmem_type(PyObject *module);
+
+/* Raises what shmem_providers._errors makes of it; returns NULL. */
+PyObject *shmpy_raise(const shmp_error *error);
+
+/* Fills values[] (NULL where not given) from the arguments of a METH_FASTCALL | METH_KEYWORDS
+ * method: `names` ends with NULL, the first `required` must be given, the first `positional` may
+ * be given by position. */
+int shmpy_arguments(const char *method, const char *const *names, Py_ssize_t required, Py_ssize_t positional,
+                    PyObject *const *arguments, Py_ssize_t count, PyObject *keywords, PyObject **ret_values);
+
+/* A new object of `type`, a subclass of _binding.ShMem, without a handle; shmpy_shmem_own gives it one. */
+PyObject *shmpy_shmem_new(PyTypeObject *type);
+void shmpy_shmem_own(PyObject *self, shmp_shmem *handle);
+
+#endif

@@ -1,0 +1,54 @@
+"""Shared memory between processes, through one interface.
+
+    from shmem_providers import StdShMemProvider
+
+    with StdShMemProvider().new_shmem(65536) as shm:
+        shm.write_to_env("MY_MAP")          # a child calls existing_from_env("MY_MAP")
+        view = memoryview(shm)              # zero-copy, as numpy.frombuffer(shm, "u1")
+
+Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_ids`, `_errors`,
+`_cursor`, `_pickling`, `__main__` and `_doctor` (the command line). `_binding` is the C extension.
+"""
+
+from shmem_providers._binding import ffi, lib
+from shmem_providers._cursor import ShMemCursor
+from shmem_providers._errors import InvalidIdError, ProviderUnavailableError, ShMemError, SizeMismatchError
+from shmem_providers._ids import ShMemDescription, ShMemId
+from shmem_providers._providers import (
+    MemfdShMemProvider,
+    MmapShMemProvider,
+    NopShMemProvider,
+    ShMemProvider,
+    StdShMemProvider,
+    UnixShMemProvider,
+    available_providers,
+    open_provider,
+)
+from shmem_providers._shmem import ShMem
+
+__version__: str = ffi.string(lib.shmp_version()).decode()
+
+__all__ = [
+    "InvalidIdError",
+    "MemfdShMemProvider",
+    "MmapShMemProvider",
+    "NopShMemProvider",
+    "ProviderUnavailableError",
+    "ShMem",
+    "ShMemCursor",
+    "ShMemDescription",
+    "ShMemError",
+    "ShMemId",
+    "ShMemProvider",
+    "SizeMismatchError",
+    "StdShMemProvider",
+    "UnixShMemProvider",
+    "available_providers",
+    "ffi",
+    "lib",
+    "open_provider",
+]
+
+for _name in __all__[:-5]:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

@@ -1,0 +1,56 @@
+"""The exceptions, and which of them a code of the C core becomes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+
+from shmem_providers._binding import lib
+
+
+class ShMemError(Exception):
+    """Mixed into every exception class of this package."""
+
+
+class InvalidIdError(ShMemError, ValueError):
+    """The id is garbage, or names something that is no shared memory."""
+
+
+class SizeMismatchError(ShMemError, ValueError):
+    """The segment is smaller than its description says."""
+
+
+class ProviderUnavailableError(ShMemError, OSError):
+    """The platform lacks the mechanism."""
+
+
+_PLAIN: dict[int, type[Exception]] = {
+    lib.SHMP_EINVAL: ValueError,
+    lib.SHMP_EID: InvalidIdError,
+    lib.SHMP_ESIZE: SizeMismatchError,
+    lib.SHMP_EOVERFLOW: OverflowError,
+    lib.SHMP_EUNSUPPORTED: io.UnsupportedOperation,
+    lib.SHMP_ENOMEM: MemoryError,
+}
+
+
+def error_from(code: int, os_error: int, call: str, message: str) -> Exception:
+    """Make the exception for a failure of the C core. Called by the binding.
+
+    Args:
+        code: ``-SHMP_E...``.
+        os_error: errno, for ``-SHMP_EOS``.
+        call: the function or argument at fault.
+        message: its value, and the remedy.
+
+    """
+    if -code in _PLAIN:
+        return _PLAIN[-code](f"{call}: {message}")
+    if -code == lib.SHMP_ENOENV:
+        return KeyError(message)
+    if -code == lib.SHMP_ENOTFOUND:
+        os_error = errno.ENOENT
+    if -code == lib.SHMP_EUNAVAILABLE:
+        return ProviderUnavailableError(errno.ENOSYS, f"{call}: {message}")
+    return OSError(os_error, f"{call}: {os.strerror(os_error)}: {message}")

@@ -1,0 +1,87 @@
+"""Segments sent to other processes by `multiprocessing`.
+
+A pickle holds provider, id and size. Under `multiprocessing` it also holds what keeps the segment
+alive on its way: a descriptor that is inherited by a process being spawned, or else is kept open
+by the sender until the receiver fetches it, as `multiprocessing` does for its own connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from shmem_providers._providers import ShMemProvider, open_provider
+from shmem_providers._shmem import ShMem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_defaults: dict[str, ShMemProvider] = {}
+
+
+def _default_provider(name: str) -> ShMemProvider:
+    """Give this process's provider of that name, opened at its first use."""
+    provider = _defaults.get(name)
+    return provider if provider else _defaults.setdefault(name, open_provider(name))
+
+
+class _Attached:
+    """Keeps a segment that has no descriptor open until its receiver says that it has attached."""
+
+    def __init__(self, shm: ShMem) -> None:
+        from multiprocessing import resource_sharer
+
+        clone = _default_provider(shm.provider_name).clone_ref(shm)
+        self._id = resource_sharer._resource_sharer.register(  # type: ignore[attr-defined]
+            lambda connection, pid: connection.send(None), clone.close
+        )
+
+    def received(self) -> None:
+        from multiprocessing import resource_sharer
+
+        with resource_sharer._resource_sharer.get_connection(self._id) as connection:  # type: ignore[attr-defined]
+            connection.recv()
+
+
+def _keep(shm: ShMem, has_descriptor: bool) -> Any:
+    if "multiprocessing.reduction" not in sys.modules:
+        return None  # whoever reads this pickle attaches while the sender is still open, or not at all
+    if not has_descriptor:
+        return _Attached(shm)
+    from multiprocessing import reduction
+
+    return reduction.DupFd(shm.fileno())
+
+
+def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
+    """Give what pickle wants of `ShMem.__reduce__`."""
+    id, size = shm._describe()
+    if shm.provider_name == "nop":
+        raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+    return _rebuild, (shm.provider_name, id, size, shm.readonly, _keep(shm, shm.provider_name != "sysv"))
+
+
+def _rebuild(name: str, id: str, size: int, readonly: bool, kept: Any) -> ShMem:
+    try:
+        return _receive(_default_provider(name), id, size, readonly, kept)
+    except Exception as failure:
+        # raised here it would hang a pool, whose workers die of it: the first use raises it
+        return ShMem._failed(failure)
+
+
+def _receive(provider: ShMemProvider, id: str, size: int, readonly: bool, kept: Any) -> ShMem:
+    if isinstance(kept, _Attached):
+        shm = provider.shmem_from_id_and_size(id, size, read_only=readonly)
+        with contextlib.suppress(OSError, EOFError):  # its sender has ended, or this was loaded before
+            kept.received()
+        return shm
+    try:
+        descriptor = kept.detach()
+    except Exception:  # none was kept, or it was fetched before
+        return provider.shmem_from_id_and_size(id, size, read_only=readonly)
+    try:
+        return provider.shmem_from_id_and_size(str(descriptor), size, read_only=readonly)
+    finally:
+        os.close(descriptor)

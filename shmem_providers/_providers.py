@@ -1,0 +1,204 @@
+"""The providers: one class a mechanism."""
+
+from __future__ import annotations
+
+import io
+import os
+
+from shmem_providers import _binding
+from shmem_providers._binding import ffi, lib
+from shmem_providers._errors import error_from
+from shmem_providers._ids import ShMemDescription
+from shmem_providers._shmem import ShMem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Self
+
+
+class ShMemProvider(_binding.Provider[ShMem]):
+    """A way to get shared memory. Open one of its subclasses, or call `open_provider`.
+
+    May be used from any thread, at the same time. Segments outlive their provider.
+
+    All of ``new_shmem(size, *, reserve=False)``, ``shmem_from_id_and_size(id, size, *,
+    read_only=False)`` and what is built on them raise `TypeError` for a size that is no int (a
+    bool is none), `ValueError` for 0 and less, `OverflowError` beyond the address space, and
+    `OSError` when a call of the system fails. Attaching raises `InvalidIdError` for garbage and
+    for what is no shared memory, `SizeMismatchError` when the segment is smaller, and
+    `FileNotFoundError` when it is gone.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    _shmem_type = ShMem
+
+    def shmem_from_description(self, description: ShMemDescription, *, read_only: bool = False) -> ShMem:
+        """Attach to the segment that was described."""
+        return self.shmem_from_id_and_size(description.id, description.size, read_only=read_only)
+
+    def clone_ref(self, shm: ShMem) -> ShMem:
+        """Attach to the same segment once more; a clone of a read-only handle is read-only."""
+        return self.shmem_from_id_and_size(shm.id, shm.size, read_only=shm.readonly)
+
+    def existing_from_env(self, name: str, *, read_only: bool = False) -> ShMem:
+        """Attach to what `ShMem.write_to_env` wrote, in this process or one it descends from.
+
+        Raises:
+            KeyError: ``name`` or ``name + "_SIZE"`` is not set.
+            ValueError: the size is no plain decimal number, or the id is garbage.
+
+        """
+        return self._from_env(name, os.environ.get(name), os.environ.get(name + "_SIZE"), read_only)
+
+    def new_on_shmem(self, value: Any) -> ShMem:
+        """Create a segment that holds a copy of a ctypes instance."""
+        shm = self.uninit_on_shmem(type(value))
+        shm[:] = value
+        return shm
+
+    def uninit_on_shmem(self, ctype: type[Any]) -> ShMem:
+        """Create a segment with room for one instance of a ctypes type. Its bytes are zero."""
+        from ctypes import sizeof
+
+        return self.new_shmem(sizeof(ctype))
+
+    def release_shmem(self, shm: ShMem) -> None:
+        """Close the segment: the crate's name for `ShMem.close`."""
+        shm.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.fd_ids)
+
+
+def _reopen(cls: Any, fd_ids: bool) -> ShMemProvider:
+    provider: ShMemProvider = cls(fd_ids=True) if fd_ids else cls()
+    return provider
+
+
+class StdShMemProvider(ShMemProvider):
+    """The best provider that works here: on Linux memfd, then posix, then sysv.
+
+    The choice is made by trying, once; ``SHMEM_PROVIDER=<name>`` in the environment overrides it.
+    `name` is the chosen one's. It attaches to every provider's segments, by the shape of the id.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls) -> Self:
+        """Raise `ProviderUnavailableError` when nothing works here."""
+        return super().__new__(cls, "std")
+
+
+class MemfdShMemProvider(ShMemProvider):
+    """memfd_create, of a sealed size. Nothing is left when its users end, however they end.
+
+    Args:
+        fd_ids: ids are bare descriptor numbers, as the Rust crate's. Such an id works in a process
+            that got the descriptor under that number (``subprocess``'s ``pass_fds``).
+
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *, fd_ids: bool = False) -> Self:
+        """Raise `ProviderUnavailableError` before Linux 3.17."""
+        return super().__new__(cls, "memfd", lib.SHMP_FD_IDS if fd_ids else 0)
+
+    def new_file(self) -> io.FileIO:
+        """Create an empty, unsealed memfd and give it as a file, which is the caller's to size and close."""
+        return io.FileIO(os.memfd_create("libafl_file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b")
+
+
+class MmapShMemProvider(ShMemProvider):
+    """POSIX shm_open and mmap: segments with names, in /dev/shm on Linux.
+
+    Args:
+        fd_ids: the name is unlinked at once, and ids are bare descriptor numbers.
+
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *, fd_ids: bool = False) -> Self:
+        """Raise `ProviderUnavailableError` where there is no shm_open."""
+        return super().__new__(cls, "posix", lib.SHMP_FD_IDS if fd_ids else 0)
+
+    def new_shmem_with_id(self, size: int, name: str, *, reserve: bool = False) -> ShMem:
+        """Create a segment under a name: ``/`` and up to 18 characters without another ``/``.
+
+        Names that begin with ``/shmp_`` are the library's own. The owner's `close` unlinks it;
+        when the owner is killed, it stays until you remove it.
+
+        Raises:
+            FileExistsError: the name is taken.
+            InvalidIdError: it cannot be a name.
+
+        """
+        return self._new_named(size, name, reserve=reserve)
+
+
+class UnixShMemProvider(ShMemProvider):
+    """System V shmget and shmat: what AFL++ targets and the Rust crate's default on Linux take."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> Self:
+        """Raise `ProviderUnavailableError` on a kernel without System V IPC."""
+        return super().__new__(cls, "sysv")
+
+
+class NopShMemProvider(ShMemProvider):
+    """Private memory, for tests and single-process use: attaching gives a fresh buffer."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> Self:
+        """Never fails."""
+        return super().__new__(cls, "nop")
+
+
+_CLASSES: dict[str, type[ShMemProvider]] = {
+    "std": StdShMemProvider,
+    "memfd": MemfdShMemProvider,
+    "posix": MmapShMemProvider,
+    "sysv": UnixShMemProvider,
+    "nop": NopShMemProvider,
+}
+
+
+def open_provider(name: str, **options: Any) -> ShMemProvider:
+    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv`` or ``nop``.
+
+    Args:
+        name: the provider.
+        **options: its class's arguments, such as ``fd_ids=True``.
+
+    Raises:
+        ValueError: no provider is called that.
+        ProviderUnavailableError: this platform lacks it.
+
+    """
+    if name not in _CLASSES:
+        return ShMemProvider(name)
+    return _CLASSES[name](**options)
+
+
+def probe_providers() -> Iterator[tuple[str, Exception | None]]:
+    """Give each provider of this platform, best first, and why it does not work here, if so."""
+    name, error = ffi.new("const char **"), ffi.new("shmp_error *")
+    index = 0
+    while (result := lib.shmp_available(index, name, error)) != -lib.SHMP_EINVAL:
+        call, message = ffi.string(error.call).decode() if result else "", ffi.string(error.message).decode()
+        reason = error_from(error.code, error.os_error, call, message) if result else None
+        yield ffi.string(name[0]).decode(), reason
+        index += 1
+
+
+def available_providers() -> list[str]:
+    """Give the names of the providers that work here, best first."""
+    return [name for name, reason in probe_providers() if reason is None]

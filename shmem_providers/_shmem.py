@@ -1,0 +1,79 @@
+"""`ShMem`: a handle on one mapped segment."""
+
+from __future__ import annotations
+
+import os
+
+from shmem_providers import _binding
+from shmem_providers._ids import ShMemDescription, ShMemId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+
+class ShMem(_binding.ShMem):
+    """One segment of shared memory, mapped into this process.
+
+    Made by a provider. It is a buffer (``memoryview(shm)``, ``numpy.frombuffer(shm, "u1")``: no
+    copy) and is indexed as `mmap.mmap` is: ``shm[0]`` is an int, ``shm[1:4]`` bytes, both can be
+    assigned. ``len(shm)`` is exactly the size asked for. Use it in a ``with`` block, or `close` it.
+
+    Any method may be called from any thread, at the same time as any other. After `close`, every
+    use is a `ValueError`, except of `closed`, `size`, `readonly` and `provider_name`.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    @property
+    def id(self) -> ShMemId:
+        """What another process attaches by. A memfd id dies with the handle that gave it."""
+        return ShMemId(self._describe()[0])
+
+    @property
+    def description(self) -> ShMemDescription:
+        """Id and size in bytes."""
+        id, size = self._describe()
+        return ShMemDescription(size, id)
+
+    def write_to_env(self, name: str) -> None:
+        """Set ``os.environ[name]`` to the id and ``os.environ[name + "_SIZE"]`` to the decimal size.
+
+        Processes started from now on can call `ShMemProvider.existing_from_env`. A name that
+        begins with ``__AFL_`` takes sysv ids and posix names only: AFL++ misreads any other.
+
+        Raises:
+            ValueError: the name cannot be a variable's, or AFL++ could not read the id.
+
+        """
+        id, size = self._env_description(name)
+        os.environ[name] = id
+        os.environ[name + "_SIZE"] = str(size)
+
+    def as_ptr_of(self, ctype: type[T]) -> T | None:
+        """Give an instance of a ctypes type that lies in this memory, at its start.
+
+        Assigning to its fields changes the segment. It counts as a view: `close` fails while it is
+        alive. None when the segment is smaller than the type.
+
+        Raises:
+            TypeError: `ctype` is no ctypes type, or the segment is read-only.
+
+        """
+        from ctypes import sizeof
+
+        if sizeof(ctype) > len(self):  # type: ignore[arg-type]
+            return None
+        instance: T = ctype.from_buffer(self)  # type: ignore[attr-defined]
+        return instance
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "read-only" if self.readonly else "open"
+        return f"<ShMem {self.provider_name} of {self.size} bytes, {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from shmem_providers._pickling import reduce_shmem
+
+        return reduce_shmem(self)
