@@ -15,7 +15,7 @@ free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 python_api = ("_CFFI_NO_LIMITED_API", "1") if free_threaded else ("Py_LIMITED_API", "0x030b0000")
 
 setup(
-    version=re.search(r'#define SHMP_VERSION "(.+)"', HEADER.read_text())[1],
+    version=re.findall(r'#define SHMP_VERSION "(.+)"', HEADER.read_text())[0],
     ext_modules=[
         Extension(
             "shmem_providers._binding",

@@ -47,6 +47,14 @@ int shmp__fd_attach_number(shmp_shmem *shmem, int number, shmp_error *reterr) {
     return result;
 }
 
+int shmp__fd_limit(unsigned long long segments, unsigned long long *ret_segments, shmp_error *reterr) {
+    unsigned long long descriptors;
+    int result = shmp__os_descriptor_limit(&descriptors);
+    if (result < 0) return shmp__fail_os(reterr, result, "getrlimit", "RLIMIT_NOFILE");
+    *ret_segments = segments < descriptors ? segments : descriptors;
+    return 0;
+}
+
 int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr) {
     int result = 0, failed = shmp__os_unmap(shmem->data, shmem->size);
     if (failed < 0) result = shmp__fail_os(reterr, failed, "munmap", "%zu bytes at %p", shmem->size, shmem->data);

@@ -17,6 +17,9 @@ int shmp__fd_attach_number(shmp_shmem *shmem, int number, shmp_error *reterr);
 
 int shmp__fd_stat(int fd, shmp__os_file *ret_file, shmp_error *reterr);
 
+/* The smaller of `segments` and the descriptors this process may have. */
+int shmp__fd_limit(unsigned long long segments, unsigned long long *ret_segments, shmp_error *reterr);
+
 /* Unmaps and closes; the first error is returned. */
 int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr);
 

@@ -163,6 +163,15 @@ static int memfd_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], s
     return 0;
 }
 
+static int memfd_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
+    (void)provider;
+    ret_limits->bytes = LLONG_MAX;
+    snprintf(ret_limits->advice, sizeof ret_limits->advice,
+             "free memory or raise the container's limit; ulimit -n for more segments");
+    int result = shmp__limit_to_memory(ret_limits, reterr);
+    return result < 0 ? result : shmp__fd_limit(ULLONG_MAX, &ret_limits->segments, reterr);
+}
+
 const shmp__ops shmp__memfd_ops = {
     .name = "memfd",
     .provider_flags = SHMP_FD_IDS,
@@ -174,6 +183,7 @@ const shmp__ops shmp__memfd_ops = {
     .attach = memfd_attach,
     .close = memfd_close,
     .describe = memfd_describe,
+    .limits = memfd_limits,
 };
 
 #endif

@@ -2,6 +2,8 @@
  * is empty, and attaching gives fresh zeroed memory. Every platform. */
 #include "core/core.h"
 
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static int take(shmp_shmem *shmem, shmp_error *reterr) {
@@ -36,6 +38,13 @@ static int nop_accepts(const char *id) {
     return 0;
 }
 
+static int nop_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
+    (void)provider;
+    ret_limits->bytes = ret_limits->segments = PTRDIFF_MAX;
+    snprintf(ret_limits->advice, sizeof ret_limits->advice, "free memory");
+    return shmp__limit_to_memory(ret_limits, reterr);
+}
+
 const shmp__ops shmp__nop_ops = {
     .name = "nop",
     .provider_flags = 0,
@@ -47,4 +56,5 @@ const shmp__ops shmp__nop_ops = {
     .attach = nop_attach,
     .close = nop_close,
     .describe = nop_describe,
+    .limits = nop_limits,
 };

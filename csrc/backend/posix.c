@@ -59,8 +59,8 @@ static int create_file(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
 }
 
 static int check_space(const shmp_shmem *shmem, int fd, shmp_error *reterr) {
-    unsigned long long available;
-    if (shmp__os_free_space(fd, &available) < 0 || available >= shmem->size) return 0;
+    unsigned long long available, files;
+    if (shmp__os_free_space(fd, &available, &files) < 0 || available >= shmem->size) return 0; /* some cannot say */
     return shmp__fail_os(
         reterr, ENOSPC, "ftruncate",
         "%zu bytes, /dev/shm has %llu free: remount it larger (a container: --shm-size), or open memfd", shmem->size,
@@ -161,6 +161,20 @@ static int posix_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], s
     return 0;
 }
 
+static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
+    unsigned long long files;
+    shmp_shmem trial = {.provider = provider, .fd = -1};
+    int fd = create_file(&trial, NULL, reterr);
+    if (fd < 0) return fd;
+    (void)shmp__os_shm_unlink(trial.name);
+    int result = shmp__os_free_space(fd, &ret_limits->bytes, &files);
+    (void)shmp__os_close(fd);
+    if (result < 0) return shmp__fail_os(reterr, result, "fstatvfs", "/dev/shm");
+    snprintf(ret_limits->advice, sizeof ret_limits->advice,
+             "mount -o remount,size=2g /dev/shm; a container: start it with --shm-size=2g, or --ipc=host");
+    return shmp__fd_limit(files, &ret_limits->segments, reterr);
+}
+
 const shmp__ops shmp__posix_ops = {
     .name = "posix",
     .provider_flags = SHMP_FD_IDS,
@@ -172,6 +186,7 @@ const shmp__ops shmp__posix_ops = {
     .attach = posix_attach,
     .close = posix_close,
     .describe = posix_describe,
+    .limits = posix_limits,
 };
 
 #endif

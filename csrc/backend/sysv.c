@@ -92,6 +92,15 @@ static int sysv_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], sh
 
 static int sysv_accepts(const char *id) { return shmp__decimal_id(id) >= 0; }
 
+static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
+    (void)provider;
+    int result = shmp__os_shm_limits(&ret_limits->bytes, &ret_limits->segments);
+    if (result < 0) return shmp__fail_os(reterr, result, "shmctl", "IPC_INFO");
+    snprintf(ret_limits->advice, sizeof ret_limits->advice,
+             "sysctl -w kernel.shmmax=<bytes of one> kernel.shmall=<pages of all> kernel.shmmni=<segments>; memory");
+    return shmp__limit_to_memory(ret_limits, reterr);
+}
+
 const shmp__ops shmp__sysv_ops = {
     .name = "sysv",
     .provider_flags = 0,
@@ -103,6 +112,7 @@ const shmp__ops shmp__sysv_ops = {
     .attach = sysv_attach,
     .close = sysv_close,
     .describe = sysv_describe,
+    .limits = sysv_limits,
 };
 
 #endif

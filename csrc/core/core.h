@@ -48,6 +48,7 @@ struct shmp__ops {
     int (*attach)(shmp_shmem *shmem, const char *id, shmp_error *reterr);
     int (*close)(shmp_shmem *shmem, int is_owner, shmp_error *reterr);
     int (*describe)(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
+    int (*limits)(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr); /* struct_size is the core's */
 };
 
 enum {
@@ -68,6 +69,9 @@ int shmp__fail(shmp_error *reterr, int code, const char *call, const char *forma
  * it. What a process can do about EMFILE and the like is added here; the mechanism's own
  * remedies are the caller's. */
 int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);
+
+/* For the limits of a mechanism that draws on memory: lowers `bytes` to what is free. */
+int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);
 
 int shmp__is_owner(const shmp_shmem *shmem);
 

@@ -130,6 +130,25 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
     return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
 }
 
+int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
+    unsigned long long bytes;
+    int result = shmp__os_free_memory(&bytes);
+    if (result < 0) return shmp__fail_os(reterr, result, "read", "/proc/meminfo");
+    if (bytes < limits->bytes) limits->bytes = bytes;
+    return 0;
+}
+
+int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
+    if (!provider || !ret_limits) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_limits", "NULL argument");
+    if (ret_limits->struct_size < sizeof *ret_limits)
+        return shmp__fail(reterr, SHMP_EINVAL, "limits.struct_size", "%zu: set it to sizeof(shmp_limits)",
+                          ret_limits->struct_size);
+    shmp_limits limits = {.struct_size = ret_limits->struct_size};
+    int result = provider->ops->limits(provider, &limits, reterr);
+    if (result == 0) *ret_limits = limits;
+    return result;
+}
+
 int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr) {
     return provider ? 0 : shmp__fail(reterr, SHMP_EINVAL, "shmp_pre_fork", "NULL argument");
 }

@@ -138,6 +138,18 @@ SHMP_API const char *shmp_provider_name(const shmp_provider *provider);
  *          *ret_name is set in all these cases. -SHMP_EINVAL there is no such index: the end. */
 SHMP_API int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr);
 
+/** What this machine allows now. Set struct_size first. It may grow at its end. */
+typedef struct shmp_limits {
+    size_t struct_size;
+    unsigned long long bytes;    /* the largest segment that can be created and filled */
+    unsigned long long segments; /* how many more this process can hold */
+    char advice[200];            /* how to raise them */
+} shmp_limits;
+
+/** Ask what a provider could give now; others may take it in the meantime.
+ *  @return 0; -SHMP_EINVAL; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr);
+
 /** Tell a provider that this process is about to fork, and afterwards that it did, in the parent
  *  (is_child 0) and in the child (1). memfd, posix, sysv and nop need neither. */
 SHMP_API int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr);

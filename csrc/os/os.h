@@ -13,6 +13,9 @@ int shmp__os_setenv(const char *name, const char *value);
 /* Lets a descriptor survive exec. */
 int shmp__os_keep_on_exec(int fd);
 
+/* Bytes of memory that programs can still get. */
+int shmp__os_free_memory(unsigned long long *ret_bytes);
+
 /* What a user can do about an error, whichever call gave it: "; ..." or "". */
 const char *shmp__os_remedy(int os_error);
 

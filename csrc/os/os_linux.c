@@ -8,11 +8,13 @@
 #include "os/os_unix.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #ifndef MFD_NOEXEC_SEAL
@@ -88,6 +90,19 @@ int shmp__os_open_fd_of(long pid, int fd, int read_only) {
     /* The number may be anything's by now: no waiting for a pipe's other end, no terminal taken. */
     RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
     return result_of(result);
+}
+
+int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
+    struct shminfo allowed;
+    struct shm_info used;
+    if (SYS(shmctl, (0, IPC_INFO, (struct shmid_ds *)(void *)&allowed)) < 0) return -errno;
+    if (SYS(shmctl, (0, SHM_INFO, (struct shmid_ds *)(void *)&used)) < 0) return -errno;
+    unsigned long long page = (unsigned long long)sysconf(_SC_PAGESIZE);
+    unsigned long long pages = allowed.shmall > used.shm_tot ? allowed.shmall - used.shm_tot : 0;
+    unsigned long long bytes = pages > ULLONG_MAX / page ? ULLONG_MAX : pages * page;
+    *ret_bytes = bytes < allowed.shmmax ? bytes : allowed.shmmax;
+    *ret_segments = allowed.shmmni > (unsigned long)used.used_ids ? allowed.shmmni - (unsigned long)used.used_ids : 0;
+    return 0;
 }
 
 #endif

@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -67,12 +68,20 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
     return 0;
 }
 
-int shmp__os_free_space(int fd, unsigned long long *ret_bytes) {
+int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long long *ret_files) {
     struct statvfs system;
     int result;
     RETRIED(result, SYS(fstatvfs, (fd, &system)));
     if (result < 0) return -errno;
     *ret_bytes = (unsigned long long)system.f_bavail * system.f_frsize;
+    *ret_files = system.f_favail;
+    return 0;
+}
+
+int shmp__os_descriptor_limit(unsigned long long *ret_count) {
+    struct rlimit limit;
+    if (SYS(getrlimit, (RLIMIT_NOFILE, &limit)) < 0) return -errno;
+    *ret_count = limit.rlim_cur;
     return 0;
 }
 

@@ -28,8 +28,11 @@ int shmp__os_truncate(int fd, size_t size);
 int shmp__os_reserve(int fd, size_t size);
 int shmp__os_stat(int fd, shmp__os_file *ret_file);
 
-/* Bytes free on the file system of `fd`; the error of a system that cannot say is no failure. */
-int shmp__os_free_space(int fd, unsigned long long *ret_bytes);
+/* Bytes and files that the file system of `fd` has room for. */
+int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long long *ret_files);
+
+/* How many descriptors this process may have. */
+int shmp__os_descriptor_limit(unsigned long long *ret_count);
 
 /* Holds a shared lock for as long as this open file, its duplicates and its mappings live. */
 int shmp__os_lock_shared(int fd);
@@ -42,10 +45,10 @@ int shmp__os_shmat(int id, int read_only, void **ret_data);
 int shmp__os_shmdt(void *data);
 int shmp__os_shm_remove(int id);
 int shmp__os_shm_size(int id, size_t *ret_size);
+int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments);
 
-/* Takes the memory of a mapping now, instead of at each page's first use; what there is of it. */
+/* Takes the memory of a mapping now, instead of at each page's first use. */
 int shmp__os_populate(void *data, size_t size);
-int shmp__os_free_memory(unsigned long long *ret_bytes);
 
 /* Linux only. */
 int shmp__os_memfd_create(int noexec);

@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 99), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 101), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 91), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 100), // shmp_provider_options const *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 96), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 106), // shmp_provider_options const *
 /* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 98), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 103), // shmp_error *
 /* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 99), // shmp_provider *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // shmp_provider *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 56), // shmp_shmem * *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // shmp_shmem * *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
@@ -622,7 +622,7 @@ static void *_cffi_types[] = {
 /* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 39 */ _CFFI_OP(_CFFI_OP_POINTER, 97), // shmp_description const *
+/* 39 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // shmp_description const *
 /* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 42 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
@@ -631,62 +631,69 @@ static void *_cffi_types[] = {
 /* 45 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
 /* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 50 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 56 */ _CFFI_OP(_CFFI_OP_POINTER, 101), // shmp_shmem *
-/* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
-/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 104), // shmp_limits *
+/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 56 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
+/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // shmp_shmem *
+/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
+/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
 /* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 69 */ _CFFI_OP(_CFFI_OP_POINTER, 97), // shmp_description *
+/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 73 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // shmp_description *
 /* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
-/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 78 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 80 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
+/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 102), // void *()(shmp_shmem const *)
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
 /* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 103), // void()(shmp_provider *)
-/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 91 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 92 */ _CFFI_OP(_CFFI_OP_ARRAY, 91), // char[200]
-/* 93 */ (_cffi_opcode_t)(200),
-/* 94 */ _CFFI_OP(_CFFI_OP_ARRAY, 91), // char[20]
-/* 95 */ (_cffi_opcode_t)(20),
-/* 96 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 97 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 98 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 99 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_provider
-/* 100 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_provider_options
-/* 101 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_shmem
-/* 102 */ _CFFI_OP(_CFFI_OP_POINTER, 103), // void *
-/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 89 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION, 109), // void *()(shmp_shmem const *)
+/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 110), // void()(shmp_provider *)
+/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 97 */ _CFFI_OP(_CFFI_OP_ARRAY, 96), // char[200]
+/* 98 */ (_cffi_opcode_t)(200),
+/* 99 */ _CFFI_OP(_CFFI_OP_ARRAY, 96), // char[20]
+/* 100 */ (_cffi_opcode_t)(20),
+/* 101 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 102 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 103 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 104 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 105 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_provider
+/* 106 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider_options
+/* 107 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_shmem
+/* 108 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 109 */ _CFFI_OP(_CFFI_OP_POINTER, 110), // void *
+/* 110 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -893,10 +900,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(74), arg1, (char **)&x1);
+      _cffi_type(79), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(74), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(79), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -984,10 +991,10 @@ _cffi_f_shmp_close(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(56), arg0, (char **)&x0);
+      _cffi_type(61), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(56), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1209,7 +1216,7 @@ _cffi_f_shmp_data(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(102));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(109));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1249,10 +1256,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(69), arg1, (char **)&x1);
+      _cffi_type(74), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(69), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(74), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1489,10 +1496,10 @@ _cffi_f_shmp_persist(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(56), arg0, (char **)&x0);
+      _cffi_type(61), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(56), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1667,6 +1674,70 @@ _cffi_f_shmp_provider_close(PyObject *self, PyObject *arg0)
 }
 #else
 #  define _cffi_f_shmp_provider_close _cffi_d_shmp_provider_close
+#endif
+
+static int _cffi_d_shmp_provider_limits(shmp_provider * x0, shmp_limits * x1, shmp_error * x2)
+{
+  return shmp_provider_limits(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_provider_limits(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  shmp_limits * x1;
+  shmp_error * x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "shmp_provider_limits", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(18), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(50), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (shmp_limits *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(50), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_provider_limits(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_provider_limits _cffi_d_shmp_provider_limits
 #endif
 
 static char const * _cffi_d_shmp_provider_name(shmp_provider const * x0)
@@ -1978,6 +2049,18 @@ static void _cffi_checkfld__shmp_error(shmp_error *p)
 struct _cffi_align__shmp_error { char x; shmp_error y; };
 
 _CFFI_UNUSED_FN
+static void _cffi_checkfld__shmp_limits(shmp_limits *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->struct_size) | 0);  /* check that 'shmp_limits.struct_size' is an integer */
+  (void)((p->bytes) | 0);  /* check that 'shmp_limits.bytes' is an integer */
+  (void)((p->segments) | 0);  /* check that 'shmp_limits.segments' is an integer */
+  { char(*tmp)[200] = &p->advice; (void)tmp; }
+}
+struct _cffi_align__shmp_limits { char x; shmp_limits y; };
+
+_CFFI_UNUSED_FN
 static void _cffi_checkfld__shmp_provider_options(shmp_provider_options *p)
 {
   /* only to generate compile-time warnings or errors */
@@ -2006,27 +2089,28 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 83), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 88), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 37), (void *)_cffi_d_shmp_attach },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_shmp_available },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 77), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 55), (void *)_cffi_d_shmp_close },
-  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_create },
+  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_shmp_close },
+  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 53), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 85), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 90), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
-  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 59), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 80), (void *)_cffi_d_shmp_flags },
+  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 64), (void *)_cffi_d_shmp_fileno },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 85), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_from_env },
-  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 55), (void *)_cffi_d_shmp_persist },
+  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 44), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 88), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 93), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 77), (void *)_cffi_d_shmp_size },
-  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_to_env },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 82), (void *)_cffi_d_shmp_size },
+  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_to_env },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -2036,7 +2120,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 94) },
+          _CFFI_OP(_CFFI_OP_NOOP, 99) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2048,7 +2132,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 92) },
+               _CFFI_OP(_CFFI_OP_NOOP, 97) },
+  { "struct_size", offsetof(shmp_limits, struct_size),
+                   sizeof(((shmp_limits *)0)->struct_size),
+                   _CFFI_OP(_CFFI_OP_NOOP, 20) },
+  { "bytes", offsetof(shmp_limits, bytes),
+             sizeof(((shmp_limits *)0)->bytes),
+             _CFFI_OP(_CFFI_OP_NOOP, 108) },
+  { "segments", offsetof(shmp_limits, segments),
+                sizeof(((shmp_limits *)0)->segments),
+                _CFFI_OP(_CFFI_OP_NOOP, 108) },
+  { "advice", offsetof(shmp_limits, advice),
+              sizeof(((shmp_limits *)0)->advice),
+              _CFFI_OP(_CFFI_OP_NOOP, 97) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2067,30 +2163,33 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 97, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 102, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 98, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 103, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_provider", 99, _CFFI_F_OPAQUE,
+  { "shmp_limits", 104, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
+  { "shmp_provider", 105, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 100, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 6, 5 },
-  { "shmp_shmem", 101, _CFFI_F_OPAQUE,
+  { "shmp_provider_options", 106, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 10, 5 },
+  { "shmp_shmem", 107, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 96, _cffi_prim_int(4, 0),
+  { "$1", 101, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 97 },
-  { "shmp_error", 98 },
-  { "shmp_provider", 99 },
-  { "shmp_provider_options", 100 },
-  { "shmp_shmem", 101 },
+  { "shmp_description", 102 },
+  { "shmp_error", 103 },
+  { "shmp_limits", 104 },
+  { "shmp_provider", 105 },
+  { "shmp_provider_options", 106 },
+  { "shmp_shmem", 107 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -2100,12 +2199,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  37,  /* num_globals */
-  5,  /* num_struct_unions */
+  38,  /* num_globals */
+  6,  /* num_struct_unions */
   1,  /* num_enums */
-  5,  /* num_typenames */
+  6,  /* num_typenames */
   NULL,  /* no includes */
-  104,  /* num_types */
+  111,  /* num_types */
   0,  /* flags */
 };
 

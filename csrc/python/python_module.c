@@ -32,7 +32,8 @@ PyObject *shmpy_raise(const shmp_error *error) {
     PyObject *message = PyUnicode_DecodeUTF8(error->message, (Py_ssize_t)strlen(error->message), "replace");
     PyObject *exception = NULL;
     if (errors && message)
-        exception = PyObject_CallMethod(errors, "error_from", "iisO", error->code, error->os_error, error->call, message);
+        exception =
+            PyObject_CallMethod(errors, "error_from", "iisO", error->code, error->os_error, error->call, message);
     if (exception) PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
     Py_XDECREF(exception);
     Py_XDECREF(message);

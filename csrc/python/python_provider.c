@@ -2,8 +2,7 @@
 #include "python/python_types.h"
 
 typedef struct ProviderObject {
-    PyObject_HEAD
-    shmp_provider *handle;
+    PyObject_HEAD shmp_provider *handle;
     PyTypeObject *shmem_type; /* what new segments are: the subclass's _shmem_type */
 } ProviderObject;
 
@@ -70,10 +69,8 @@ static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject 
     self->shmem_type = (PyTypeObject *)shmem_type;
     shmp_error error;
     int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = shmp_provider_open(name, &options, &self->handle, &error);
-    Py_END_ALLOW_THREADS
-    if (result < 0) {
+    Py_BEGIN_ALLOW_THREADS result = shmp_provider_open(name, &options, &self->handle, &error);
+    Py_END_ALLOW_THREADS if (result < 0) {
         Py_DECREF(self);
         return shmpy_raise(&error);
     }
@@ -109,10 +106,8 @@ static PyObject *make(PyObject *object, maker maker, const shmp_description *wha
     shmp_shmem *handle;
     shmp_error error;
     int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = maker(self->handle, what, flags, &handle, &error);
-    Py_END_ALLOW_THREADS
-    if (result < 0) {
+    Py_BEGIN_ALLOW_THREADS result = maker(self->handle, what, flags, &handle, &error);
+    Py_END_ALLOW_THREADS if (result < 0) {
         Py_DECREF(made);
         return shmpy_raise(&error);
     }
@@ -137,8 +132,8 @@ static PyObject *new_named(PyObject *self, PyObject *const *arguments, Py_ssize_
     shmp_description what;
     unsigned flags;
     if (shmpy_arguments("new_shmem_with_id", names, 2, 2, arguments, count, keywords, values) < 0 ||
-        to_size("new_shmem_with_id", values[0], &what.size) < 0 ||
-        to_id("new_shmem_with_id", values[1], what.id) < 0 || to_flag(values[2], SHMP_RESERVE, &flags) < 0)
+        to_size("new_shmem_with_id", values[0], &what.size) < 0 || to_id("new_shmem_with_id", values[1], what.id) < 0 ||
+        to_flag(values[2], SHMP_RESERVE, &flags) < 0)
         return NULL;
     return make(self, make_named, &what, flags);
 }
@@ -165,6 +160,15 @@ static PyObject *from_env(PyObject *self, PyObject *arguments) {
     if (!PyArg_ParseTuple(arguments, "szzp", &name, &id, &size, &read_only)) return NULL;
     if (shmp__env_parse(name, id, size, &what, &error) < 0) return shmpy_raise(&error);
     return make(self, shmp_attach, &what, read_only ? SHMP_READ_ONLY : 0);
+}
+
+/* Gives (bytes, segments, advice). */
+static PyObject *limits(PyObject *self, PyObject *unused) {
+    shmp_limits limits = {.struct_size = sizeof limits};
+    shmp_error error;
+    (void)unused;
+    if (shmp_provider_limits(((ProviderObject *)self)->handle, &limits, &error) < 0) return shmpy_raise(&error);
+    return Py_BuildValue("KKs", limits.bytes, limits.segments, limits.advice);
 }
 
 static PyObject *pre_fork(PyObject *self, PyObject *unused) {
@@ -204,6 +208,7 @@ static PyMethodDef methods[] = {
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"_from_env", from_env, METH_VARARGS, NULL},
+    {"_limits", limits, METH_NOARGS, NULL},
     {"pre_fork", pre_fork, METH_NOARGS, NULL},
     {"post_fork", post_fork, METH_O, NULL},
     {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},

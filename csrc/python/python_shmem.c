@@ -13,8 +13,7 @@
 static const uint64_t VIEW = 1, PIN = 1ull << 32, CLOSED = 1ull << 63;
 
 typedef struct ShMemObject {
-    PyObject_HEAD
-    shmp__atomic_u64 state;
+    PyObject_HEAD shmp__atomic_u64 state;
     shmp_shmem *handle; /* valid while pinned, viewed or not closed; so is data */
     unsigned char *data;
     Py_ssize_t size;
@@ -31,10 +30,8 @@ static unsigned views_of(uint64_t state) { return (unsigned)(state & (PIN - 1));
 /* Nothing uses the handle any more. */
 static int release(ShMemObject *self, shmp_error *reterr) {
     int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = shmp_close(self->handle, reterr);
-    Py_END_ALLOW_THREADS
-    return result;
+    Py_BEGIN_ALLOW_THREADS result = shmp_close(self->handle, reterr);
+    Py_END_ALLOW_THREADS return result;
 }
 
 /* For those that cannot raise. */
@@ -257,7 +254,8 @@ static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
     if (PyObject_GetBuffer(value, &source, PyBUF_SIMPLE) < 0) return -1;
     int result = -1;
     if (source.len != count)
-        PyErr_Format(PyExc_IndexError, "ShMem slice assignment: %zd bytes do not fit a slice of %zd", source.len, count);
+        PyErr_Format(PyExc_IndexError, "ShMem slice assignment: %zd bytes do not fit a slice of %zd", source.len,
+                     count);
     else
         result = begin(self, PIN);
     if (result == 0) {

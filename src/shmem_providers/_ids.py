@@ -17,9 +17,7 @@ class ShMemId(str):
     def __new__(cls, text: str = "") -> ShMemId:
         """Check `text`; raises `InvalidIdError`."""
         if not (len(text) < 20 and text.isascii() and text.isprintable() and " " not in text):
-            raise InvalidIdError(
-                f"ShMemId: {text!r}: at most 19 characters of printable ASCII, without blanks"
-            )
+            raise InvalidIdError(f"ShMemId: {text!r}: at most 19 characters of printable ASCII, without blanks")
         return super().__new__(cls, text)
 
     @classmethod
