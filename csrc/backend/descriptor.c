@@ -17,6 +17,7 @@ int shmp__fd_map_checked(shmp_shmem *shmem, int fd, const shmp__os_file *file, c
     if (file->size < shmem->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" has %llu bytes, the description says %zu", id,
                           file->size, shmem->size);
+    if (shmem->flags & SHMP_WHOLE) shmem->size = (size_t)file->size;
     return shmp__fd_map(shmem, fd, reterr);
 }
 

@@ -11,6 +11,7 @@
 
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { NOEXEC = 1 /* shmp_provider.state: the kernel knows MFD_NOEXEC_SEAL */, CHECK_LEAST = 4, CHECK_MOST = 16 };
@@ -142,6 +143,18 @@ static int memfd_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
     return shmp__fd_close(shmem, reterr);
 }
 
+/* 0: it does not fit. */
+static int write_id(long pid, int fd, unsigned long long inode, char ret_id[SHMP__ID_SIZE]) {
+    char text[64];
+    int used = snprintf(text, sizeof text, "%ld.%d.", pid, fd);
+    int room = SHMP__ID_SIZE - 1 - used;
+    if (room < CHECK_LEAST) return 0;
+    unsigned digits = room > CHECK_MOST ? CHECK_MOST : (unsigned)room;
+    snprintf(text + used, sizeof text - (size_t)used, "%0*llx", (int)digits, tail(inode, digits));
+    memcpy(ret_id, text, SHMP__ID_SIZE);
+    return 1;
+}
+
 static int memfd_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     if (shmem->provider->flags & SHMP_FD_IDS) {
         snprintf(ret_id, SHMP__ID_SIZE, "%d", shmem->fd);
@@ -152,15 +165,63 @@ static int memfd_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], s
     if (result < 0) return result;
     long pid = shmp__os_proc_pid();
     if (pid < 0) return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd ids need /proc: open posix");
-    char text[64];
-    int used = snprintf(text, sizeof text, "%ld.%d.", pid, shmem->fd);
-    int room = SHMP__ID_SIZE - 1 - used;
-    if (room < CHECK_LEAST)
-        return shmp__fail_os(reterr, EMFILE, "shmp_describe", "\"%s\" leaves no room in an id", text);
-    unsigned digits = room > CHECK_MOST ? CHECK_MOST : (unsigned)room;
-    snprintf(text + used, sizeof text - (size_t)used, "%0*llx", (int)digits, tail(file.inode, digits));
-    memcpy(ret_id, text, SHMP__ID_SIZE);
+    if (!write_id(pid, shmem->fd, file.inode, ret_id))
+        return shmp__fail_os(reterr, EMFILE, "shmp_describe", "pid %ld and fd %d leave no room in an id", pid,
+                             shmem->fd);
     return 0;
+}
+
+typedef struct listing {
+    shmp_visitor visit;
+    void *context;
+    long pid;
+    unsigned long long *seen; /* inodes: a segment has many descriptors */
+    size_t count, room;
+} listing;
+
+/* Notes an inode; 0 when it was noted before, or memory is short. */
+static int is_new(listing *list, unsigned long long inode) {
+    for (size_t i = 0; i < list->count; i++)
+        if (list->seen[i] == inode) return 0;
+    if (list->count == list->room) {
+        size_t room = list->room ? 2 * list->room : 64;
+        unsigned long long *seen = realloc(list->seen, room * sizeof *seen);
+        if (!seen) return 0;
+        list->seen = seen;
+        list->room = room;
+    }
+    list->seen[list->count++] = inode;
+    return 1;
+}
+
+static int visit_fd(void *context, long fd) {
+    listing *list = context;
+    shmp__os_file file;
+    if (!shmp__os_is_our_memfd(list->pid, fd)) return 0;
+    int opened = shmp__os_open_fd_of(list->pid, (int)fd, 1);
+    if (opened < 0) return 0;
+    int failed = shmp__os_stat(opened, &file);
+    (void)shmp__os_close(opened);
+    if (failed < 0 || !is_new(list, file.inode)) return 0;
+    shmp_listed segment = {.struct_size = sizeof segment, .provider = "memfd", .size = file.size};
+    segment.owner = list->pid;
+    segment.is_alive = 1;
+    if (!write_id(list->pid, (int)fd, file.inode, segment.id)) segment.id[0] = 0;
+    return list->visit(list->context, &segment);
+}
+
+static int visit_process(void *context, long pid) {
+    listing *list = context;
+    list->pid = pid;
+    return shmp__os_each_fd(pid, visit_fd, list);
+}
+
+static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider;
+    listing list = {.visit = visit, .context = context};
+    int result = shmp__os_each_process(visit_process, &list);
+    free(list.seen);
+    return result < 0 ? shmp__fail_os(reterr, result, "opendir", "/proc") : result;
 }
 
 static int memfd_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
@@ -183,6 +244,8 @@ const shmp__ops shmp__memfd_ops = {
     .attach = memfd_attach,
     .close = memfd_close,
     .describe = memfd_describe,
+    .list = memfd_list,
+    .reap = NULL,
     .limits = memfd_limits,
 };
 

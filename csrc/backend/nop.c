@@ -1,13 +1,14 @@
 /* nop: private memory of this process, for tests and single-process use. Shares nothing: its id
  * is empty, and attaching gives fresh zeroed memory. Every platform. */
 #include "core/core.h"
+#include "os/os.h"
 
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 static int take(shmp_shmem *shmem, shmp_error *reterr) {
-    shmem->data = calloc(1, shmem->size);
+    shmem->data = shmp__os_allocate(shmem->size);
     return shmem->data ? 0 : shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", shmem->size);
 }
 
@@ -38,6 +39,11 @@ static int nop_accepts(const char *id) {
     return 0;
 }
 
+static int nop_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider, (void)visit, (void)context, (void)reterr;
+    return 0; /* private memory is no segment */
+}
+
 static int nop_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     (void)provider;
     ret_limits->bytes = ret_limits->segments = PTRDIFF_MAX;
@@ -56,5 +62,7 @@ const shmp__ops shmp__nop_ops = {
     .attach = nop_attach,
     .close = nop_close,
     .describe = nop_describe,
+    .list = nop_list,
+    .reap = NULL,
     .limits = nop_limits,
 };

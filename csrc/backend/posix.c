@@ -13,7 +13,7 @@
 #include <string.h>
 
 static const char prefix[] = "/shmp_";
-enum { RANDOM_LETTERS = 13 /* of 5 bits each */, NAME_TRIES = 100 };
+enum { RANDOM_LETTERS = 13 /* of 5 bits each */, NAME_TRIES = 100, STILLBORN_SECONDS = 60 };
 
 static int has_prefix(const char *name) { return strncmp(name, prefix, sizeof prefix - 1) == 0; }
 
@@ -69,7 +69,8 @@ static int check_space(const shmp_shmem *shmem, int fd, shmp_error *reterr) {
 
 static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
     int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
-    if (result < 0) return shmp__fail_os(reterr, result, "flock", "\"%s\"", shmem->name);
+    if (result < 0 && result != -EOPNOTSUPP && result != -EINVAL && result != -ENOSYS)
+        return shmp__fail_os(reterr, result, "flock", "\"%s\"", shmem->name);
     result = check_space(shmem, fd, reterr);
     if (result < 0) return result;
     result = shmp__os_truncate(fd, shmem->size);
@@ -161,6 +162,75 @@ static int posix_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], s
     return 0;
 }
 
+/* One walk through the names; `visit` may be NULL. */
+typedef struct sweep {
+    shmp_visitor visit;
+    void *context;
+    enum { LIST, REAP, DRY_RUN, ON_OPEN } purpose;
+    int failure; /* ended the walk */
+    shmp_error *reterr;
+} sweep_state;
+
+/* The name is open as `fd`. A name with a size that can be locked alone lost its owner, who took the
+ * lock before giving it the size; one without a size may be between the two. */
+static int sweep_file(sweep_state *sweep, int fd, const char *name) {
+    shmp__os_file file;
+    int lock = shmp__os_lock_alone(fd);
+    if (lock < 0 && lock != -EWOULDBLOCK && (sweep->purpose == REAP || sweep->purpose == DRY_RUN)) {
+        sweep->failure =
+            shmp__fail_os(sweep->reterr, lock, "flock", "%s: cannot tell who lives: nothing is removed", name);
+        return 1;
+    }
+    if (shmp__os_stat(fd, &file) < 0 || !file.is_regular || file.links == 0) return 0;
+    int is_old = sweep->purpose != ON_OPEN && shmp__os_now() - file.changed > STILLBORN_SECONDS;
+    int is_leftover = lock == 0 && (file.size > 0 || is_old);
+    if (!is_leftover && sweep->purpose != LIST) return 0;
+    if (sweep->purpose == REAP || sweep->purpose == ON_OPEN) {
+        int failed = shmp__os_shm_unlink(name);
+        if (failed < 0) return 0; /* another reaper was faster, or it is another user's */
+    }
+    if (!sweep->visit) return 0;
+    shmp_listed segment = {.struct_size = sizeof segment, .provider = "posix", .size = file.size};
+    segment.owner = lock == 0 ? 0 : shmp__os_lock_owner(&file); /* not this lock of ours */
+    segment.is_alive = lock != 0;
+    snprintf(segment.id, sizeof segment.id, "%s", name);
+    return sweep->visit(sweep->context, &segment);
+}
+
+static int sweep_name(void *context, const char *entry) {
+    char name[SHMP__ID_SIZE];
+    if ((size_t)snprintf(name, sizeof name, "/%s", entry) >= sizeof name || !has_prefix(name)) return 0;
+    int fd = shmp__os_shm_open(name, 0, 1);
+    if (fd < 0) return 0;
+    int result = sweep_file(context, fd, name);
+    (void)shmp__os_close(fd);
+    return result;
+}
+
+static int walk(sweep_state *sweep) {
+    int result = shmp__os_each_shm_name(sweep_name, sweep);
+    if (sweep->failure) return sweep->failure;
+    return result < 0 ? shmp__fail_os(sweep->reterr, result, "opendir", "/dev/shm") : result;
+}
+
+static int posix_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider;
+    return walk(&(sweep_state){.visit = visit, .context = context, .purpose = LIST, .reterr = reterr});
+}
+
+static int posix_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider;
+    return walk(&(sweep_state){
+        .visit = visit, .context = context, .purpose = flags & SHMP_DRY_RUN ? DRY_RUN : REAP, .reterr = reterr});
+}
+
+static int posix_open(shmp_provider *provider, shmp_error *reterr) {
+    (void)reterr;
+    if (!(provider->flags & SHMP_KEEP_LEFTOVERS))
+        (void)walk(&(sweep_state){.purpose = ON_OPEN}); /* a favour: that it could not be done is no failure */
+    return 0;
+}
+
 static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     unsigned long long files;
     shmp_shmem trial = {.provider = provider, .fd = -1};
@@ -180,12 +250,14 @@ const shmp__ops shmp__posix_ops = {
     .provider_flags = SHMP_FD_IDS,
     .create_flags = SHMP_RESERVE | SHMP_INHERIT,
     .can = SHMP__CAN_FAVOUR | SHMP__CAN_PERSIST | SHMP__CAN_NAME,
-    .open = NULL,
+    .open = posix_open,
     .accepts = is_name,
     .create = posix_create,
     .attach = posix_attach,
     .close = posix_close,
     .describe = posix_describe,
+    .list = posix_list,
+    .reap = posix_reap,
     .limits = posix_limits,
 };
 

@@ -55,8 +55,9 @@ static int sysv_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
     if (id < 0) return fail_shmget(shmem, id, reterr);
     int result = attach_id(shmem, id, reterr);
     int removed = shmp__os_shm_remove(id);
+    if (removed < 0) removed = shmp__os_shm_remove(id); /* once more: what stays, stays until a reboot */
     if (result < 0) return result;
-    if (removed < 0) result = shmp__fail_os(reterr, removed, "shmctl", "IPC_RMID of %d", id);
+    if (removed < 0) result = shmp__fail_os(reterr, removed, "shmctl", "IPC_RMID of %d: ipcrm -m %d", id, id);
     if (result == 0 && shmem->flags & SHMP_RESERVE) result = reserve(shmem, reterr);
     if (result < 0) (void)shmp__os_shmdt(shmem->data);
     return result;
@@ -75,6 +76,7 @@ static int sysv_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
         result = shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", number, size,
                             shmem->size);
     if (result < 0) (void)shmp__os_shmdt(shmem->data);
+    if (shmem->flags & SHMP_WHOLE) shmem->size = size;
     return result;
 }
 
@@ -91,6 +93,12 @@ static int sysv_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], sh
 }
 
 static int sysv_accepts(const char *id) { return shmp__decimal_id(id) >= 0; }
+
+static int sysv_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider, (void)visit, (void)context;
+    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_list",
+                      "sysv segments bear no mark of who made them: ipcs -m shows everybody's");
+}
 
 static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     (void)provider;
@@ -112,6 +120,8 @@ const shmp__ops shmp__sysv_ops = {
     .attach = sysv_attach,
     .close = sysv_close,
     .describe = sysv_describe,
+    .list = sysv_list,
+    .reap = NULL,
     .limits = sysv_limits,
 };
 

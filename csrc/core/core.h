@@ -18,7 +18,7 @@ typedef struct shmp__ops shmp__ops;
 struct shmp_provider {
     const shmp__ops *ops; /* of the mechanism that creates */
     shmp__atomic_uint references;
-    unsigned flags;     /* SHMP_FD_IDS */
+    unsigned flags;     /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
     int attaches_by_id; /* "std": the shape of an id decides the mechanism */
     unsigned state;     /* the backend's own, set by its open and constant afterwards */
 };
@@ -48,6 +48,9 @@ struct shmp__ops {
     int (*attach)(shmp_shmem *shmem, const char *id, shmp_error *reterr);
     int (*close)(shmp_shmem *shmem, int is_owner, shmp_error *reterr);
     int (*describe)(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
+    int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
+    int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,
+                shmp_error *reterr); /* NULL: its segments never outlive their users */
     int (*limits)(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr); /* struct_size is the core's */
 };
 

@@ -32,9 +32,10 @@ const shmp__ops *shmp__ops_for_id(const char *id) {
 }
 
 static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    if (flags & ~ops->provider_flags)
-        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: %s takes no descriptor ids", flags, ops->name);
-    shmp_provider *provider = calloc(1, sizeof *provider);
+    unsigned known = ops->provider_flags | SHMP_KEEP_LEFTOVERS;
+    if (flags & ~known)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: %s knows %#x only", flags, ops->name, known);
+    shmp_provider *provider = shmp__os_allocate(sizeof *provider);
     if (!provider) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *provider);
     provider->ops = ops;
     provider->flags = flags;
@@ -48,10 +49,10 @@ static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **re
 }
 
 /* Opens a provider that is known to work: a segment was made. */
-static int open_tried(const shmp__ops *ops, shmp_provider **ret_provider, shmp_error *reterr) {
+static int open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
     shmp_provider *provider;
     shmp_shmem *trial;
-    int result = open_backend(ops, 0, &provider, reterr);
+    int result = open_backend(ops, flags, &provider, reterr);
     if (result < 0) return result;
     result = shmp_create(provider, 1, 0, &trial, reterr);
     if (result == 0) result = shmp_close(trial, reterr);
@@ -73,14 +74,14 @@ static int open_named(const char *name, const char *said_by, unsigned flags, shm
     return shmp__fail(reterr, SHMP_EINVAL, said_by, "no provider is called \"%.40s\": take one of %s", name, names);
 }
 
-static int open_best(shmp_provider **ret_provider, shmp_error *reterr) {
+static int open_best(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
     const char *wanted = shmp__os_getenv("SHMEM_PROVIDER");
     if (wanted && *wanted && strcmp(wanted, "std") != 0)
-        return open_named(wanted, "SHMEM_PROVIDER", 0, ret_provider, reterr);
+        return open_named(wanted, "SHMEM_PROVIDER", flags, ret_provider, reterr);
     shmp_error why = {.call = ""};
     for (unsigned i = 0; i < TABLE_SIZE; i++) {
         if (!table[i].ops || !(table[i].ops->can & SHMP__CAN_FAVOUR)) continue;
-        int result = open_tried(table[i].ops, ret_provider, &why);
+        int result = open_tried(table[i].ops, flags, ret_provider, &why);
         if (result == 0 || result == -SHMP_ENOMEM) return result;
     }
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here; the last one, %s: %.120s", why.call,
@@ -100,11 +101,11 @@ int shmp_provider_open(const char *name, const shmp_provider_options *options, s
         flags = options->flags;
     }
     if (strcmp(name, "std") != 0) return open_named(name, "shmp_provider_open", flags, ret_provider, reterr);
-    if (flags)
-        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: std takes none: open memfd or posix by name",
+    if (flags & ~(unsigned)SHMP_KEEP_LEFTOVERS)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: std has no descriptor ids: open memfd or posix",
                           flags);
     shmp_provider *provider;
-    int result = open_best(&provider, reterr);
+    int result = open_best(flags, &provider, reterr);
     if (result < 0) return result;
     provider->attaches_by_id = 1;
     *ret_provider = provider;
@@ -123,7 +124,7 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
         if (!table[i].ops || index-- > 0) continue;
         *ret_name = table[i].name;
         shmp_provider *provider;
-        int result = open_tried(table[i].ops, &provider, reterr);
+        int result = open_tried(table[i].ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
         if (result == 0) shmp_provider_close(provider);
         return result;
     }

@@ -17,7 +17,7 @@ static int check(const shmp_provider *provider, size_t size, unsigned flags, uns
 
 static shmp_shmem *new_handle(shmp_provider *provider, const shmp__ops *ops, size_t size, unsigned flags,
                               shmp_error *reterr) {
-    shmp_shmem *shmem = calloc(1, sizeof *shmem);
+    shmp_shmem *shmem = shmp__os_allocate(sizeof *shmem);
     if (!shmem) {
         shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *shmem);
         return NULL;
@@ -80,7 +80,9 @@ int shmp_attach(shmp_provider *provider, const shmp_description *description, un
     char id[SHMP__ID_SIZE];
     if (!description) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach", "NULL argument");
     size_t size = description->size;
-    int result = check(provider, size, flags, SHMP_READ_ONLY | SHMP_INHERIT, ret_shmem, "shmp_attach", reterr);
+    if (flags & SHMP_WHOLE) size = 1; /* the least; the backend puts in what there is */
+    int result =
+        check(provider, size, flags, SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE, ret_shmem, "shmp_attach", reterr);
     if (result < 0) return result;
     const char *end = memchr(description->id, 0, sizeof description->id);
     if (!end) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "the id has no end: 19 bytes is the most");

@@ -105,11 +105,13 @@ typedef struct shmp_shmem shmp_shmem;
 /** Option: ids are bare file descriptor numbers, as the Rust crate's (memfd, posix). Such an id
  *  works in a process that got the descriptor under that number: inherited, or sent. */
 #define SHMP_FD_IDS 0x1
+/** Option: leave leftovers of killed processes alone at opening (posix; see shmp_reap). */
+#define SHMP_KEEP_LEFTOVERS 0x2
 
 /** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end. */
 typedef struct shmp_provider_options {
     size_t struct_size;
-    unsigned flags;       /* SHMP_FD_IDS */
+    unsigned flags;       /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
     shmp_provider *inner; /* for providers that wrap another; NULL for the rest */
     const char *address;  /* for providers that ask a service; NULL for the rest */
     unsigned timeout_ms;  /* likewise; 0 is the default */
@@ -122,7 +124,7 @@ typedef struct shmp_provider_options {
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
- *          -SHMP_ENOMEM. Since 0.1. */
+ *          -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
                                 shmp_error *reterr);
 
@@ -160,6 +162,7 @@ SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 #define SHMP_READ_ONLY 0x1 /* attach: map it read-only (a guard against mistakes, not enemies) */
 #define SHMP_RESERVE 0x2   /* create: take all memory now, as dear as touching every page */
 #define SHMP_INHERIT 0x4   /* create, attach: the file descriptor survives exec */
+#define SHMP_WHOLE 0x8     /* attach: map all that the segment has; the description's size is not looked at */
 #define SHMP_OWNER 0x100   /* shmp_flags() only: this handle created it, in this process */
 
 /** What another process needs to attach. Final: never grows. */
@@ -176,7 +179,7 @@ typedef struct shmp_description {
  *  Full memory: memfd and sysv draw on memory, posix on its file system (/dev/shm), whose free
  *  space is checked here. Only SHMP_RESERVE promises that touching it never raises SIGBUS.
  *  Leftovers: after SIGKILL of the owner, memfd and (on Linux) sysv segments are gone with their
- *  last user; a posix name stays.
+ *  last user; a posix name stays until a posix provider is next opened, or shmp_reap() is called.
  *  @return 0; -SHMP_EINVAL size 0, unknown flag; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED the
  *          mechanism lacks a flag; -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem,
@@ -192,7 +195,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 
 /** Attach to a segment that some process created, this one included.
  *  @param description  its id, and how many bytes of it to map: no more than it has.
- *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT.
+ *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT, SHMP_WHOLE.
  *  Owns: the caller, who gets a mapping and (memfd, posix) a descriptor of its own; release with
  *  shmp_close(). Attaching with nop gives fresh private memory.
  *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
@@ -243,6 +246,47 @@ SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *
  *          plain decimal number. Since 0.1. */
 SHMP_API int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,
                            shmp_error *reterr);
+
+/* ---- A look at the machine ---------------------------------------------------------------- */
+
+/** A segment of this library, of any process. It may grow at its end. */
+typedef struct shmp_listed {
+    size_t struct_size;
+    const char *provider; /* "memfd", "posix" */
+    unsigned long long size;
+    long owner;   /* a pid that holds it, as this process sees pids; 0 is unknown */
+    int is_alive; /* 0: a leftover, which shmp_reap removes */
+    char id[20];
+} shmp_listed;
+
+/** Called for each one; `segment` is valid during the call. Returns 0, or a positive number that
+ *  ends the visit. */
+typedef int (*shmp_visitor)(void *context, const shmp_listed *segment);
+
+/** Visit the segments that a provider's mechanism holds on this machine. Other users' are visible
+ *  to root only.
+ *  @return 0; what the visitor returned; -SHMP_EUNSUPPORTED sysv, whose segments cannot be told
+ *          from other programs'; -SHMP_EINVAL; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
+
+#define SHMP_DRY_RUN 0x1 /* reap: visit what would be removed, and remove nothing */
+
+/** Remove what killed processes left over: posix names that shmp_create made and whose owner, and
+ *  every process it forked, has ended. Opening a posix provider does the same. What lives is never
+ *  removed, nor are names a caller chose. A name without a size, of a process killed between two
+ *  calls, is a leftover after a minute.
+ *  @param visit  called for each one; may be NULL.
+ *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EOS, such as a file system without
+ *          flock. Since 0.1. */
+SHMP_API int shmp_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr);
+
+/** Called for each process. Returns 0, or a positive number that ends the visit. */
+typedef int (*shmp_user_visitor)(void *context, long pid);
+
+/** Visit the processes that have a segment mapped, this one included. Other users' are visible to
+ *  root only.
+ *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EUNSUPPORTED; -SHMP_EOS. Since 0.1. */
+SHMP_API int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr);
 
 /* ---- The library ------------------------------------------------------------------------- */
 

@@ -7,6 +7,11 @@
 
 long shmp__os_pid(void);
 
+long long shmp__os_now(void); /* seconds */
+
+/* Zeroed memory, for free(); NULL: there is none. */
+void *shmp__os_allocate(size_t size);
+
 const char *shmp__os_getenv(const char *name);
 int shmp__os_setenv(const char *name, const char *value);
 
@@ -15,6 +20,10 @@ int shmp__os_keep_on_exec(int fd);
 
 /* Bytes of memory that programs can still get. */
 int shmp__os_free_memory(unsigned long long *ret_bytes);
+
+/* Calls visit for each process that maps what this one has mapped at `data`; stops when it gives
+ * non-zero, and gives that. */
+int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context);
 
 /* What a user can do about an error, whichever call gave it: "; ..." or "". */
 const char *shmp__os_remedy(int os_error);

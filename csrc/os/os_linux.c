@@ -51,7 +51,7 @@ int shmp__os_free_memory(unsigned long long *ret_bytes) {
     ssize_t length;
     RETRIED(length, SYS(read, (fd, text, sizeof text - 1)));
     int result = length < 0 ? -errno : 0;
-    (void)close(fd);
+    (void)shmp__os_close(fd);
     if (result < 0) return result;
     text[length] = 0;
     const char *line = strstr(text, wanted);

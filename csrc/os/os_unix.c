@@ -16,9 +16,14 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 long shmp__os_pid(void) { return (long)getpid(); }
+
+void *shmp__os_allocate(size_t size) { return SYS_OR(NULL, calloc, (1, size)); }
+
+long long shmp__os_now(void) { return (long long)time(NULL); }
 
 const char *shmp__os_getenv(const char *name) { return getenv(name); }
 
@@ -44,10 +49,10 @@ int shmp__os_map(int fd, size_t size, int read_only, void **ret_data) {
     return 0;
 }
 
-int shmp__os_unmap(void *data, size_t size) { return result_of(munmap(data, size)); }
+int shmp__os_unmap(void *data, size_t size) { return result_of(SYS_RELEASE(munmap, (data, size))); }
 
 /* Never retried: after EINTR the descriptor is closed (Linux), and may be somebody else's by now. */
-int shmp__os_close(int fd) { return close(fd) < 0 && errno != EINTR ? -errno : 0; }
+int shmp__os_close(int fd) { return SYS_RELEASE(close, (fd)) < 0 && errno != EINTR ? -errno : 0; }
 
 int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, 0))); }
 
@@ -64,6 +69,7 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
                                 .inode = file.st_ino,
                                 .device = file.st_dev,
                                 .links = file.st_nlink,
+                                .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
     return 0;
 }
@@ -91,8 +97,12 @@ int shmp__os_lock_shared(int fd) {
     return result_of(result);
 }
 
+int shmp__os_lock_alone(int fd) { return result_of(SYS(flock, (fd, LOCK_EX | LOCK_NB))); }
+
 int shmp__os_shm_open(const char *name, int create, int read_only) {
-    int result, flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0);
+    /* somebody may have put a pipe or a link under that name: neither is waited for nor followed */
+    int result, flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;
+    if (create) flags |= O_CREAT | O_EXCL;
     RETRIED(result, SYS(shm_open, (name, flags, 0600)));
     return result_of(result);
 }
@@ -108,7 +118,7 @@ int shmp__os_shmat(int id, int read_only, void **ret_data) {
     return 0;
 }
 
-int shmp__os_shmdt(void *data) { return result_of(shmdt(data)); }
+int shmp__os_shmdt(void *data) { return result_of(SYS_RELEASE(shmdt, (data))); }
 
 int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NULL))); }
 

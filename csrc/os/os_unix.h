@@ -16,6 +16,7 @@ static inline int result_of(int value) { return value < 0 ? -errno : value; }
 
 typedef struct shmp__os_file {
     unsigned long long size, inode, device, links;
+    long long changed; /* shmp__os_now() when its size, name or mode last changed */
     int is_regular;
 } shmp__os_file;
 
@@ -36,6 +37,9 @@ int shmp__os_descriptor_limit(unsigned long long *ret_count);
 
 /* Holds a shared lock for as long as this open file, its duplicates and its mappings live. */
 int shmp__os_lock_shared(int fd);
+
+/* Takes the lock for itself alone, until close: 0; -EWOULDBLOCK when somebody holds it. */
+int shmp__os_lock_alone(int fd);
 
 int shmp__os_shm_open(const char *name, int create, int read_only);
 int shmp__os_shm_unlink(const char *name);
@@ -58,5 +62,13 @@ int shmp__os_size_is_sealed(int fd);
 /* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
 long shmp__os_proc_pid(void);
 int shmp__os_open_fd_of(long pid, int fd, int read_only);
+
+/* Linux only, os_proc.c. A visitor that gives non-zero ends the visit, which then gives that. */
+int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
+int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
+int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context);
+int shmp__os_is_our_memfd(long pid, long fd);
+/* Who holds a flock on the file; 0: nobody that can be seen. */
+long shmp__os_lock_owner(const shmp__os_file *file);
 
 #endif

@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 133), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 96), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 106), // shmp_provider_options const *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 123), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 134), // shmp_provider_options const *
 /* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 103), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 130), // shmp_error *
 /* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // shmp_provider *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 133), // shmp_provider *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // shmp_shmem * *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 74), // shmp_shmem * *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
@@ -615,85 +615,112 @@ static void *_cffi_types[] = {
 /* 29 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 30 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 34 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 35 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 39 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // shmp_description const *
-/* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 42 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 43 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 44 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
-/* 45 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
-/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 104), // shmp_limits *
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 56 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // shmp_shmem *
-/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
-/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
-/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // shmp_description *
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // int(*)(void *, shmp_listed const *)
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // void *
+/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 43 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 45 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // shmp_description const *
+/* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
+/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
+/* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 56 */ _CFFI_OP(_CFFI_OP_POINTER, 131), // shmp_limits *
+/* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 62 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 65 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
+/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_shmem *
 /* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 78 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 80 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
+/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
+/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
 /* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
-/* 89 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION, 109), // void *()(shmp_shmem const *)
-/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 110), // void()(shmp_provider *)
-/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 101), // int(*)(void *, long)
+/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 92 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // shmp_description *
+/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 97 */ _CFFI_OP(_CFFI_OP_ARRAY, 96), // char[200]
-/* 98 */ (_cffi_opcode_t)(200),
-/* 99 */ _CFFI_OP(_CFFI_OP_ARRAY, 96), // char[20]
-/* 100 */ (_cffi_opcode_t)(20),
-/* 101 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 102 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 103 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 104 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 105 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_provider
-/* 106 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider_options
-/* 107 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_shmem
-/* 108 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 109 */ _CFFI_OP(_CFFI_OP_POINTER, 110), // void *
-/* 110 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 132), // shmp_listed const *
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
+/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
+/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 137), // void()(shmp_provider *)
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 123 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 124 */ _CFFI_OP(_CFFI_OP_ARRAY, 123), // char[200]
+/* 125 */ (_cffi_opcode_t)(200),
+/* 126 */ _CFFI_OP(_CFFI_OP_ARRAY, 123), // char[20]
+/* 127 */ (_cffi_opcode_t)(20),
+/* 128 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 129 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 130 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 131 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 132 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 133 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 134 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 135 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 136 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -828,10 +855,10 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(39), arg1, (char **)&x1);
+      _cffi_type(45), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(39), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(45), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -900,10 +927,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(79), arg1, (char **)&x1);
+      _cffi_type(98), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(79), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(98), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -991,10 +1018,10 @@ _cffi_f_shmp_close(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(74), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(74), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1216,7 +1243,7 @@ _cffi_f_shmp_data(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(109));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(35));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1256,10 +1283,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(74), arg1, (char **)&x1);
+      _cffi_type(93), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(74), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(93), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1475,6 +1502,76 @@ _cffi_f_shmp_from_env(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_from_env _cffi_d_shmp_from_env
 #endif
 
+static int _cffi_d_shmp_list(shmp_provider * x0, int(* x1)(void *, shmp_listed const *), void * x2, shmp_error * x3)
+{
+  return shmp_list(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_list(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  int(* x1)(void *, shmp_listed const *);
+  void * x2;
+  shmp_error * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "shmp_list", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(18), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg1, _cffi_type(34));
+  if (x1 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(35), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(35), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_list(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_list _cffi_d_shmp_list
+#endif
+
 static int _cffi_d_shmp_persist(shmp_shmem * x0, shmp_error * x1)
 {
   return shmp_persist(x0, x1);
@@ -1496,10 +1593,10 @@ _cffi_f_shmp_persist(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(74), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(74), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1708,10 +1805,10 @@ _cffi_f_shmp_provider_limits(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(50), arg1, (char **)&x1);
+      _cffi_type(56), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_limits *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(50), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(56), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1853,6 +1950,82 @@ _cffi_f_shmp_provider_open(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_provider_open _cffi_d_shmp_provider_open
 #endif
 
+static int _cffi_d_shmp_reap(shmp_provider * x0, unsigned int x1, int(* x2)(void *, shmp_listed const *), void * x3, shmp_error * x4)
+{
+  return shmp_reap(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_reap(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  unsigned int x1;
+  int(* x2)(void *, shmp_listed const *);
+  void * x3;
+  shmp_error * x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "shmp_reap", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(18), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, unsigned int);
+  if (x1 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg2, _cffi_type(34));
+  if (x2 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(35), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(35), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_reap(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_reap _cffi_d_shmp_reap
+#endif
+
 static size_t _cffi_d_shmp_size(shmp_shmem const * x0)
 {
   return shmp_size(x0);
@@ -1955,6 +2128,76 @@ _cffi_f_shmp_to_env(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_to_env _cffi_d_shmp_to_env
 #endif
 
+static int _cffi_d_shmp_users(shmp_shmem const * x0, int(* x1)(void *, long), void * x2, shmp_error * x3)
+{
+  return shmp_users(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_users(PyObject *self, PyObject *args)
+{
+  shmp_shmem const * x0;
+  int(* x1)(void *, long);
+  void * x2;
+  shmp_error * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "shmp_users", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_shmem const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(87));
+  if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(35), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(35), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_users(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_users _cffi_d_shmp_users
+#endif
+
 static char const * _cffi_d_shmp_version(void)
 {
   return shmp_version();
@@ -1981,6 +2224,15 @@ _cffi_f_shmp_version(PyObject *self, PyObject *noarg)
 #  define _cffi_f_shmp_version _cffi_d_shmp_version
 #endif
 
+static int _cffi_const_SHMP_DRY_RUN(unsigned long long *o)
+{
+  int n = (SHMP_DRY_RUN) <= 0;
+  *o = (unsigned long long)((SHMP_DRY_RUN) | 0);  /* check that SHMP_DRY_RUN is an integer */
+  if (!_cffi_check_int(*o, n, 1U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_FD_IDS(unsigned long long *o)
 {
   int n = (SHMP_FD_IDS) <= 0;
@@ -1995,6 +2247,15 @@ static int _cffi_const_SHMP_INHERIT(unsigned long long *o)
   int n = (SHMP_INHERIT) <= 0;
   *o = (unsigned long long)((SHMP_INHERIT) | 0);  /* check that SHMP_INHERIT is an integer */
   if (!_cffi_check_int(*o, n, 4U))
+    n |= 2;
+  return n;
+}
+
+static int _cffi_const_SHMP_KEEP_LEFTOVERS(unsigned long long *o)
+{
+  int n = (SHMP_KEEP_LEFTOVERS) <= 0;
+  *o = (unsigned long long)((SHMP_KEEP_LEFTOVERS) | 0);  /* check that SHMP_KEEP_LEFTOVERS is an integer */
+  if (!_cffi_check_int(*o, n, 2U))
     n |= 2;
   return n;
 }
@@ -2022,6 +2283,15 @@ static int _cffi_const_SHMP_RESERVE(unsigned long long *o)
   int n = (SHMP_RESERVE) <= 0;
   *o = (unsigned long long)((SHMP_RESERVE) | 0);  /* check that SHMP_RESERVE is an integer */
   if (!_cffi_check_int(*o, n, 2U))
+    n |= 2;
+  return n;
+}
+
+static int _cffi_const_SHMP_WHOLE(unsigned long long *o)
+{
+  int n = (SHMP_WHOLE) <= 0;
+  *o = (unsigned long long)((SHMP_WHOLE) | 0);  /* check that SHMP_WHOLE is an integer */
+  if (!_cffi_check_int(*o, n, 8U))
     n |= 2;
   return n;
 }
@@ -2061,6 +2331,20 @@ static void _cffi_checkfld__shmp_limits(shmp_limits *p)
 struct _cffi_align__shmp_limits { char x; shmp_limits y; };
 
 _CFFI_UNUSED_FN
+static void _cffi_checkfld__shmp_listed(shmp_listed *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->struct_size) | 0);  /* check that 'shmp_listed.struct_size' is an integer */
+  { char const * *tmp = &p->provider; (void)tmp; }
+  (void)((p->size) | 0);  /* check that 'shmp_listed.size' is an integer */
+  (void)((p->owner) | 0);  /* check that 'shmp_listed.owner' is an integer */
+  (void)((p->is_alive) | 0);  /* check that 'shmp_listed.is_alive' is an integer */
+  { char(*tmp)[20] = &p->id; (void)tmp; }
+}
+struct _cffi_align__shmp_listed { char x; shmp_listed y; };
+
+_CFFI_UNUSED_FN
 static void _cffi_checkfld__shmp_provider_options(shmp_provider_options *p)
 {
   /* only to generate compile-time warnings or errors */
@@ -2074,6 +2358,7 @@ static void _cffi_checkfld__shmp_provider_options(shmp_provider_options *p)
 struct _cffi_align__shmp_provider_options { char x; shmp_provider_options y; };
 
 static const struct _cffi_global_s _cffi_globals[] = {
+  { "SHMP_DRY_RUN", (void *)_cffi_const_SHMP_DRY_RUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_EID", (void *)_cffi_const_SHMP_EID, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_EINVAL", (void *)_cffi_const_SHMP_EINVAL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_ENOENV", (void *)_cffi_const_SHMP_ENOENV, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -2086,31 +2371,36 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_EUNSUPPORTED", (void *)_cffi_const_SHMP_EUNSUPPORTED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_FD_IDS", (void *)_cffi_const_SHMP_FD_IDS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_INHERIT", (void *)_cffi_const_SHMP_INHERIT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_KEEP_LEFTOVERS", (void *)_cffi_const_SHMP_KEEP_LEFTOVERS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 88), (void *)_cffi_d_shmp_abi_version },
-  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 37), (void *)_cffi_d_shmp_attach },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 77), (void *)_cffi_d_shmp_available },
+  { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 115), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 43), (void *)_cffi_d_shmp_attach },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 96), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_shmp_close },
-  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 53), (void *)_cffi_d_shmp_create },
+  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_close },
+  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 59), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 90), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 117), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 91), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
-  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 64), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 85), (void *)_cffi_d_shmp_flags },
+  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 77), (void *)_cffi_d_shmp_fileno },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 112), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_from_env },
-  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_shmp_persist },
-  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_post_fork },
-  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 44), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 93), (void *)_cffi_d_shmp_provider_close },
-  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_provider_limits },
+  { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_list },
+  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_persist },
+  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_shmp_post_fork },
+  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_shmp_pre_fork },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 120), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 82), (void *)_cffi_d_shmp_size },
-  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_to_env },
+  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 66), (void *)_cffi_d_shmp_reap },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 109), (void *)_cffi_d_shmp_size },
+  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_shmp_to_env },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 85), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -2120,7 +2410,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 99) },
+          _CFFI_OP(_CFFI_OP_NOOP, 126) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2132,19 +2422,37 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 97) },
+               _CFFI_OP(_CFFI_OP_NOOP, 124) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 108) },
+             _CFFI_OP(_CFFI_OP_NOOP, 136) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 108) },
+                _CFFI_OP(_CFFI_OP_NOOP, 136) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 97) },
+              _CFFI_OP(_CFFI_OP_NOOP, 124) },
+  { "struct_size", offsetof(shmp_listed, struct_size),
+                   sizeof(((shmp_listed *)0)->struct_size),
+                   _CFFI_OP(_CFFI_OP_NOOP, 20) },
+  { "provider", offsetof(shmp_listed, provider),
+                sizeof(((shmp_listed *)0)->provider),
+                _CFFI_OP(_CFFI_OP_NOOP, 12) },
+  { "size", offsetof(shmp_listed, size),
+            sizeof(((shmp_listed *)0)->size),
+            _CFFI_OP(_CFFI_OP_NOOP, 136) },
+  { "owner", offsetof(shmp_listed, owner),
+             sizeof(((shmp_listed *)0)->owner),
+             _CFFI_OP(_CFFI_OP_NOOP, 103) },
+  { "is_alive", offsetof(shmp_listed, is_alive),
+                sizeof(((shmp_listed *)0)->is_alive),
+                _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "id", offsetof(shmp_listed, id),
+          sizeof(((shmp_listed *)0)->id),
+          _CFFI_OP(_CFFI_OP_NOOP, 126) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2163,33 +2471,38 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 102, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 129, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 103, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 130, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 104, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 131, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_provider", 105, _CFFI_F_OPAQUE,
+  { "shmp_listed", 132, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 6 },
+  { "shmp_provider", 133, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 106, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 10, 5 },
-  { "shmp_shmem", 107, _CFFI_F_OPAQUE,
+  { "shmp_provider_options", 134, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 16, 5 },
+  { "shmp_shmem", 135, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 101, _cffi_prim_int(4, 0),
+  { "$1", 128, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 102 },
-  { "shmp_error", 103 },
-  { "shmp_limits", 104 },
-  { "shmp_provider", 105 },
-  { "shmp_provider_options", 106 },
-  { "shmp_shmem", 107 },
+  { "shmp_description", 129 },
+  { "shmp_error", 130 },
+  { "shmp_limits", 131 },
+  { "shmp_listed", 132 },
+  { "shmp_provider", 133 },
+  { "shmp_provider_options", 134 },
+  { "shmp_shmem", 135 },
+  { "shmp_user_visitor", 87 },
+  { "shmp_visitor", 34 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -2199,12 +2512,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  38,  /* num_globals */
-  6,  /* num_struct_unions */
+  44,  /* num_globals */
+  7,  /* num_struct_unions */
   1,  /* num_enums */
-  6,  /* num_typenames */
+  9,  /* num_typenames */
   NULL,  /* no includes */
-  111,  /* num_types */
+  138,  /* num_types */
   0,  /* flags */
 };
 

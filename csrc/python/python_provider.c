@@ -151,6 +151,12 @@ static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py
     return make(self, shmp_attach, &what, flags);
 }
 
+/* Attaches read-only to all that a segment has. */
+static PyObject *attach_whole(PyObject *self, PyObject *id) {
+    shmp_description what = {.size = 0};
+    return to_id("attach", id, what.id) < 0 ? NULL : make(self, shmp_attach, &what, SHMP_WHOLE | SHMP_READ_ONLY);
+}
+
 /* The values come from os.environ, which is safe to read while other threads set it; getenv is not. */
 static PyObject *from_env(PyObject *self, PyObject *arguments) {
     const char *name, *id, *size;
@@ -169,6 +175,42 @@ static PyObject *limits(PyObject *self, PyObject *unused) {
     (void)unused;
     if (shmp_provider_limits(((ProviderObject *)self)->handle, &limits, &error) < 0) return shmpy_raise(&error);
     return Py_BuildValue("KKs", limits.bytes, limits.segments, limits.advice);
+}
+
+static int append_segment(void *list, const shmp_listed *segment) {
+    PyObject *item =
+        Py_BuildValue("sKlO", segment->id, segment->size, segment->owner, segment->is_alive ? Py_True : Py_False);
+    int failed = item ? PyList_Append(list, item) : -1;
+    Py_XDECREF(item);
+    return failed < 0;
+}
+
+/* Gives a list of (id, size, owner, is_alive). */
+static PyObject *list(PyObject *self, PyObject *unused) {
+    shmp_error error;
+    (void)unused;
+    PyObject *segments = PyList_New(0);
+    if (!segments) return NULL;
+    int result = shmp_list(((ProviderObject *)self)->handle, append_segment, segments, &error);
+    if (result == 0) return segments;
+    Py_DECREF(segments);
+    return result < 0 ? shmpy_raise(&error) : NULL;
+}
+
+/* The same of what was removed, or with dry_run would be. */
+static PyObject *reap(PyObject *self, PyObject *dry_run) {
+    shmp_error error;
+    unsigned flags;
+    PyObject *segments = PyList_New(0);
+    if (!segments) return NULL;
+    int result = to_flag(dry_run, SHMP_DRY_RUN, &flags);
+    if (result == 0) {
+        result = shmp_reap(((ProviderObject *)self)->handle, flags, append_segment, segments, &error);
+        if (result == 0) return segments;
+        if (result < 0) shmpy_raise(&error);
+    }
+    Py_DECREF(segments);
+    return NULL;
 }
 
 static PyObject *pre_fork(PyObject *self, PyObject *unused) {
@@ -207,7 +249,10 @@ static PyMethodDef methods[] = {
     {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"_attach_whole", attach_whole, METH_O, NULL},
     {"_from_env", from_env, METH_VARARGS, NULL},
+    {"_list", list, METH_NOARGS, NULL},
+    {"_reap", reap, METH_O, NULL},
     {"_limits", limits, METH_NOARGS, NULL},
     {"pre_fork", pre_fork, METH_NOARGS, NULL},
     {"post_fork", post_fork, METH_O, NULL},

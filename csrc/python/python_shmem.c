@@ -331,6 +331,30 @@ static PyObject *env_description(PyObject *object, PyObject *arguments) {
     return Py_BuildValue("sn", description.id, self->size);
 }
 
+static int append_user(void *list, long pid) {
+    PyObject *number = PyLong_FromLong(pid);
+    int failed = number ? PyList_Append(list, number) : -1;
+    Py_XDECREF(number);
+    return failed < 0;
+}
+
+/* Gives the pids that have it mapped. */
+static PyObject *users(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    shmp_error error;
+    (void)unused;
+    PyObject *pids = PyList_New(0);
+    if (!pids || begin(self, PIN) < 0) {
+        Py_XDECREF(pids);
+        return NULL;
+    }
+    int result = shmp_users(self->handle, append_user, pids, &error);
+    end(self, PIN);
+    if (result == 0) return pids;
+    Py_DECREF(pids);
+    return result < 0 ? shmpy_raise(&error) : NULL;
+}
+
 static PyObject *get_is_owner(PyObject *object, void *unused) {
     ShMemObject *self = (ShMemObject *)object;
     (void)unused;
@@ -368,6 +392,7 @@ static PyMethodDef methods[] = {
     {"__exit__", shmem_exit, METH_VARARGS, NULL},
     {"_describe", describe, METH_NOARGS, NULL},
     {"_env_description", env_description, METH_VARARGS, NULL},
+    {"_users", users, METH_NOARGS, NULL},
     {"_failed", failed, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };

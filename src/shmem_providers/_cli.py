@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -12,13 +13,12 @@ from rich.table import Table
 
 from shmem_providers import __version__
 from shmem_providers._doctor import ProviderReport, Report, examine_machine
+from shmem_providers._machine import Segment, inspect_segment, list_segments, reap_segments
 
+console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(help="Shared memory on this machine.", no_args_is_help=True, add_completion=False)
 
-
-@app.callback()
-def _commands() -> None:
-    """Keep `doctor` a command of its own while it is the only one."""
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _bytes(count: int) -> str:
@@ -44,15 +44,20 @@ def _row(report: ProviderReport) -> list[str]:
     ]
 
 
-def _show(report: Report) -> None:
+def _table(left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    """Make a table with its first columns flush left and the others flush right."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("provider", "memory", "id"):
+    for heading in left:
         table.add_column(heading, no_wrap=True)
-    for heading in ("create µs", "attach µs", "largest", "count"):
+    for heading in right:
         table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _show_report(report: Report) -> None:
+    table = _table(("provider", "memory", "id"), ("create µs", "attach µs", "largest", "count"))
     for provider in report["providers"]:
         table.add_row(*_row(provider))
-    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     console.print(f"shmem_providers {report['version']} on {report['platform']}: std is {report['std'] or 'nothing'}")
     for provider in report["providers"]:
@@ -61,7 +66,7 @@ def _show(report: Report) -> None:
 
 
 @app.command()
-def doctor(as_json: bool = typer.Option(False, "--json", help="Print the report as JSON.")) -> None:
+def doctor(as_json: Json = False) -> None:
     """Make a segment with every provider, have a second process change it, and see the change here.
 
     Times are medians of create+close and attach+close at 4 KiB. Exits with 1 when a provider of
@@ -71,6 +76,68 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print the report 
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _show(report)
+        _show_report(report)
     if not all(provider["works"] for provider in report["providers"]):
         raise typer.Exit(1)
+
+
+def _show_segments(segments: list[Segment], nothing: str) -> None:
+    table = _table(("provider", "id"), ("size", "owner", "state"))
+    for segment in segments:
+        state = "alive" if segment["alive"] else "[yellow]left over[/yellow]"
+        owner = str(segment["owner_pid"] or "-")
+        table.add_row(segment["provider"], escape(segment["id"]), f"{segment['size']:,}", owner, state)
+    console.print(table if segments else nothing)
+
+
+@app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List the segments that programs on this machine made with this library."""
+    listing = list_segments()
+    if as_json:
+        print(json.dumps(listing, indent=2))
+        return
+    _show_segments(listing["segments"], "No segment.")
+    for reason in listing["unseen"]:
+        console.print(f"[dim]not shown: {escape(reason)}[/dim]")
+
+
+@app.command()
+def reap(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, only list it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove the segments whose owners were killed.
+
+    Only posix segments can be left over, under names that the library gave them. What any process
+    holds is never removed.
+    """
+    segments = reap_segments(dry_run=dry_run)
+    if as_json:
+        print(json.dumps(segments, indent=2))
+    else:
+        _show_segments(segments, "Nothing was left over.")
+
+
+@app.command()
+def inspect(
+    id: Annotated[str, typer.Argument(help="The segment's id.")],
+    bytes_shown: Annotated[int, typer.Option("--bytes", min=0, help="How many of its bytes to show.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Show a segment's size, its first bytes, and the processes that have it mapped."""
+    try:
+        inspection = inspect_segment(id, bytes_shown=bytes_shown)
+    except (OSError, ValueError) as problem:
+        console.print(f"[red]{escape(str(problem))}[/red]")
+        raise typer.Exit(1) from problem
+    if as_json:
+        print(json.dumps(inspection, indent=2))
+        return
+    console.print(f"{inspection['provider']} segment {escape(inspection['id'])}: {inspection['size']:,} bytes")
+    console.print(f"mapped by: {', '.join(map(str, inspection['mapped_by'])) or 'nobody that can be seen'}")
+    data = bytes.fromhex(inspection["first_bytes"])
+    for start in range(0, len(data), 16):
+        line = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in line)
+        console.print(f"{start:08x}  {line.hex(' '):47}  {escape(text)}")

@@ -54,7 +54,17 @@ def _exchange(provider: ShMemProvider) -> str:
     with provider.new_shmem(SIZE) as shm:
         shm[: len(ASK)] = ASK
         id = shm.id.as_str()
-        command = [sys.executable, "-P", "-c", _SECOND_PROCESS, provider.name, id, str(SIZE), ASK.decode(), ANSWER.decode()]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            _SECOND_PROCESS,
+            provider.name,
+            id,
+            str(SIZE),
+            ASK.decode(),
+            ANSWER.decode(),
+        ]
         second = subprocess.run(command, capture_output=True, text=True, timeout=60)
         if second.returncode:
             raise RuntimeError(f"the second process failed: {second.stderr.strip().splitlines()[-1]}")

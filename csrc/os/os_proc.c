@@ -1,0 +1,149 @@
+/* What Linux's /proc and /dev/shm tell of other processes. A process may end between two looks, and
+ * other users' are closed to all but root: what cannot be read is passed over. */
+#include "core/platform.h"
+#if SHMP_HAVE_LINUX
+#define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
+
+#include "os/fault.h"
+#include "os/os_unix.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+static int each_entry(const char *path, int (*visit)(void *context, const char *name), void *context) {
+    DIR *directory = SYS_OR(NULL, opendir, (path));
+    if (!directory) return -errno;
+    int result = 0;
+    for (struct dirent *entry; result == 0 && (entry = readdir(directory));)
+        if (entry->d_name[0] != '.') result = visit(context, entry->d_name);
+    (void)closedir(directory);
+    return result;
+}
+
+int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
+    return each_entry("/dev/shm", visit, context);
+}
+
+typedef struct number_visit {
+    int (*visit)(void *context, long number);
+    void *context;
+} number_visit;
+
+static int visit_number(void *context, const char *name) {
+    const number_visit *inner = context;
+    char *end;
+    long number = strtol(name, &end, 10);
+    return *end ? 0 : inner->visit(inner->context, number);
+}
+
+int shmp__os_each_process(int (*visit)(void *context, long pid), void *context) {
+    number_visit inner = {visit, context};
+    return each_entry("/proc", visit_number, &inner);
+}
+
+int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+    char path[32];
+    number_visit inner = {visit, context};
+    snprintf(path, sizeof path, "/proc/%ld/fd", pid);
+    int result = each_entry(path, visit_number, &inner);
+    return result < 0 ? 0 : result;
+}
+
+int shmp__os_is_our_memfd(long pid, long fd) {
+    static const char ours[] = "/memfd:shmem_providers (deleted)";
+    char path[48], target[sizeof ours];
+    snprintf(path, sizeof path, "/proc/%ld/fd/%ld", pid, fd);
+    ssize_t length = SYS(readlink, (path, target, sizeof target));
+    return length == sizeof ours - 1 && memcmp(target, ours, sizeof ours - 1) == 0;
+}
+
+/* Calls visit for each line; stops when it gives non-zero, which is returned. */
+static int each_line(const char *path, int (*visit)(void *context, const char *line), void *context) {
+    FILE *file = SYS_OR(NULL, fopen, (path, "re"));
+    if (!file) return -errno;
+    char *line = NULL;
+    size_t room = 0;
+    int result = 0;
+    while (result == 0 && getline(&line, &room, file) >= 0) result = visit(context, line);
+    free(line);
+    (void)fclose(file);
+    return result;
+}
+
+typedef struct lock_search {
+    char file[64]; /* as /proc/locks writes it */
+    long owner;
+} lock_search;
+
+static int visit_lock(void *context, const char *line) {
+    lock_search *search = context;
+    long pid;
+    char file[64];
+    if (sscanf(line, "%*s FLOCK %*s %*s %ld %63s", &pid, file) != 2 || strcmp(file, search->file) != 0) return 0;
+    search->owner = pid > 0 ? pid : 0;
+    return 1;
+}
+
+long shmp__os_lock_owner(const shmp__os_file *file) {
+    lock_search search = {.owner = 0};
+    dev_t device = (dev_t)file->device;
+    snprintf(search.file, sizeof search.file, "%02x:%02x:%llu", major(device), minor(device), file->inode);
+    (void)each_line("/proc/locks", visit_lock, &search);
+    return search.owner;
+}
+
+/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. */
+static int parse_mapping(const char *line, unsigned long long *ret_start, char ret_object[64]) {
+    char device[24];
+    unsigned long long inode;
+    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu", ret_start, device, &inode) != 3) return 0;
+    snprintf(ret_object, 64, "%s %llu", device, inode);
+    return 1;
+}
+
+typedef struct own_mapping {
+    unsigned long long start;
+    char object[64];
+} own_mapping;
+
+static int visit_own_mapping(void *context, const char *line) {
+    own_mapping *wanted = context;
+    unsigned long long start;
+    return parse_mapping(line, &start, wanted->object) && start == wanted->start;
+}
+
+typedef struct user_search {
+    const char *object;
+    int (*visit)(void *context, long pid);
+    void *context;
+} user_search;
+
+static int visit_mapping(void *context, const char *line) {
+    unsigned long long start;
+    char object[64];
+    return parse_mapping(line, &start, object) && strcmp(object, context) == 0;
+}
+
+static int visit_process(void *context, long pid) {
+    user_search *search = context;
+    char path[32], object[64];
+    snprintf(path, sizeof path, "/proc/%ld/maps", pid);
+    snprintf(object, sizeof object, "%s", search->object);
+    return each_line(path, visit_mapping, object) > 0 ? search->visit(search->context, pid) : 0;
+}
+
+int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context) {
+    own_mapping own = {.start = (unsigned long long)(size_t)data};
+    int found = each_line("/proc/self/maps", visit_own_mapping, &own);
+    if (found < 0) return found;
+    if (found == 0) return -ENOENT;
+    user_search search = {own.object, visit, context};
+    return shmp__os_each_process(visit_process, &search);
+}
+
+#endif
