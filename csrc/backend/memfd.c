@@ -101,17 +101,17 @@ static int open_of_process(const memfd_id *meant, const char *id, int read_only,
     case -ENOENT:
         return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": process %llu has no fd %llu, or has ended", id,
                           meant->pid, meant->fd);
-    case -ENXIO:
-    case -EISDIR:
-    case -ENODEV:
-    case -ELOOP: return shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id);
     case -EACCES:
     case -EPERM:
         return shmp__fail_os(reterr, fd, "open",
                              "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
                              "send the descriptor, or open posix",
                              id, meant->pid);
-    default: return fd < 0 ? shmp__fail_os(reterr, fd, "open", "\"%s\"", id) : fd;
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOMEM: return shmp__fail_os(reterr, fd, "open", "\"%s\"", id);
+    default: /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
+        return fd < 0 ? shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id) : fd;
     }
 }
 
@@ -136,11 +136,6 @@ static int memfd_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     int result = map_meant(shmem, fd, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(fd);
     return result;
-}
-
-static int memfd_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
-    (void)is_owner;
-    return shmp__fd_close(shmem, reterr);
 }
 
 /* 0: it does not fit. */
@@ -242,7 +237,7 @@ const shmp__ops shmp__memfd_ops = {
     .accepts = memfd_accepts,
     .create = memfd_create_segment,
     .attach = memfd_attach,
-    .close = memfd_close,
+    .close = shmp__fd_close,
     .describe = memfd_describe,
     .list = memfd_list,
     .reap = NULL,

@@ -22,8 +22,8 @@ static int nop_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     return take(shmem, reterr);
 }
 
-static int nop_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
-    (void)is_owner, (void)reterr;
+static int nop_close(shmp_shmem *shmem, shmp_error *reterr) {
+    (void)reterr;
     free(shmem->data);
     return 0;
 }

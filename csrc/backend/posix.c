@@ -89,6 +89,14 @@ static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
     return shmp__fd_map(shmem, fd, reterr);
 }
 
+/* The umask may have taken rights from the user too. They are given back here, where others first hear
+ * of the name, and not at creation, which this would make a twentieth slower. */
+static int open_to_user(const shmp_shmem *shmem, shmp_error *reterr) {
+    if (!(shmem->flags & SHMP_OWNER) || !shmem->name[0]) return 0;
+    int result = shmp__os_chmod(shmem->fd, 0600);
+    return result < 0 ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", shmem->name) : 0;
+}
+
 static int posix_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
     if (name && (!is_name(name) || has_prefix(name)))
         return shmp__fail(reterr, SHMP_EID, "shmp_create_named",
@@ -97,6 +105,10 @@ static int posix_create(shmp_shmem *shmem, const char *name, shmp_error *reterr)
     int fd = create_file(shmem, name, reterr);
     if (fd < 0) return fd;
     int result = set_up(shmem, fd, reterr);
+    if (result == 0 && name) {
+        result = open_to_user(shmem, reterr); /* others know it already */
+        if (result < 0) (void)shmp__os_unmap(shmem->data, shmem->size);
+    }
     if (result < 0) {
         if (shmem->name[0]) (void)shmp__os_shm_unlink(shmem->name);
         (void)shmp__os_close(fd);
@@ -114,12 +126,15 @@ static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     case -ENOENT:
         return shmp__fail(reterr, SHMP_ENOTFOUND, "shm_open", "\"%s\": its owner closed it, or has another /dev/shm",
                           id);
-    case -EISDIR:
-    case -ENXIO:
-    case -ELOOP: return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%s\" is no shared memory", id);
     case -EACCES: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is another user's", id);
-    default:
-        if (fd < 0) return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
+    case -EROFS:
+        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": /dev/shm is mounted read-only: attach with read_only",
+                             id);
+    case -EMFILE:
+    case -ENFILE:
+    case -ENOMEM: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
+    default: /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
+        if (fd < 0) return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%s\" is no shared memory", id);
     }
     shmp__os_file file;
     int result = shmp__fd_stat(fd, &file, reterr);
@@ -142,9 +157,9 @@ static int is_still_ours(const shmp_shmem *shmem) {
     return same;
 }
 
-static int posix_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
+static int posix_close(shmp_shmem *shmem, shmp_error *reterr) {
     int result = 0;
-    if (is_owner && shmem->name[0] && (has_prefix(shmem->name) || is_still_ours(shmem))) {
+    if (shmem->name[0] && shmp__is_owner(shmem) && (has_prefix(shmem->name) || is_still_ours(shmem))) {
         int failed = shmp__os_shm_unlink(shmem->name);
         if (failed < 0 && failed != -ENOENT)
             result = shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", shmem->name);
@@ -154,7 +169,8 @@ static int posix_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
 }
 
 static int posix_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
-    (void)reterr;
+    int result = open_to_user(shmem, reterr);
+    if (result < 0) return result;
     if (shmem->name[0])
         memcpy(ret_id, shmem->name, SHMP__ID_SIZE);
     else

@@ -80,8 +80,7 @@ static int sysv_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     return result;
 }
 
-static int sysv_close(shmp_shmem *shmem, int is_owner, shmp_error *reterr) {
-    (void)is_owner;
+static int sysv_close(shmp_shmem *shmem, shmp_error *reterr) {
     int failed = shmp__os_shmdt(shmem->data);
     return failed < 0 ? shmp__fail_os(reterr, failed, "shmdt", "%d", shmem->key) : 0;
 }

@@ -46,7 +46,7 @@ struct shmp__ops {
     int (*accepts)(const char *id);                           /* has the shape of this mechanism's ids: for "std" */
     int (*create)(shmp_shmem *shmem, const char *name, shmp_error *reterr); /* name: may be NULL */
     int (*attach)(shmp_shmem *shmem, const char *id, shmp_error *reterr);
-    int (*close)(shmp_shmem *shmem, int is_owner, shmp_error *reterr);
+    int (*close)(shmp_shmem *shmem, shmp_error *reterr);
     int (*describe)(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
     int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
     int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,

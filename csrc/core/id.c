@@ -61,6 +61,8 @@ int shmp__env_parse(const char *name, const char *id, const char *size, shmp_des
     if (!id) return shmp__fail(reterr, SHMP_ENOENV, "shmp_from_env", "%.80s", name);
     if (!size) return shmp__fail(reterr, SHMP_ENOENV, "shmp_from_env", "%.80s_SIZE", name);
     const char *end = shmp__decimal(size, SIZE_MAX, &bytes);
+    if (!end && *size >= '1' && *size <= '9' && !size[strspn(size, "0123456789")])
+        return shmp__fail(reterr, SHMP_EOVERFLOW, "shmp_from_env", "%.80s_SIZE is %.40s", name, size);
     if (!end || *end)
         return shmp__fail(reterr, SHMP_EINVAL, "shmp_from_env",
                           "%.80s_SIZE is \"%.40s\": not a decimal number of bytes", name, size);

@@ -35,7 +35,7 @@ static shmp_shmem *new_handle(shmp_provider *provider, const shmp__ops *ops, siz
 static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_error *reterr) {
     if (result == 0 && shmem->flags & SHMP_INHERIT) {
         result = shmp_persist(shmem, reterr);
-        if (result < 0) shmem->ops->close(shmem, shmp__is_owner(shmem), NULL);
+        if (result < 0) (void)shmem->ops->close(shmem, NULL);
     }
     if (result < 0) {
         free(shmem);
@@ -95,9 +95,22 @@ int shmp_attach(shmp_provider *provider, const shmp_description *description, un
     return finish(shmem, ops->attach(shmem, id, reterr), ret_shmem, reterr);
 }
 
+int shmp_clone(const shmp_shmem *shmem, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
+    shmp_description description;
+    int result = shmp_describe(shmem, &description, reterr);
+    if (result < 0) return result;
+    result =
+        check(shmem->provider, description.size, flags, SHMP_READ_ONLY | SHMP_INHERIT, ret_shmem, "shmp_clone", reterr);
+    if (result < 0) return result;
+    /* the segment's own mechanism: the bare descriptor of one may be the valid id of another */
+    shmp_shmem *clone = new_handle(shmem->provider, shmem->ops, description.size, flags, reterr);
+    if (!clone) return -SHMP_ENOMEM;
+    return finish(clone, shmem->ops->attach(clone, description.id, reterr), ret_shmem, reterr);
+}
+
 int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return 0;
-    int result = shmem->ops->close(shmem, shmp__is_owner(shmem), reterr);
+    int result = shmem->ops->close(shmem, reterr);
     shmp_provider_close(shmem->provider);
     free(shmem);
     return result;

@@ -206,6 +206,11 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
 
+/** Make another handle on a segment, of the same provider, as shmp_attach() would by its description.
+ *  @param flags  SHMP_READ_ONLY, SHMP_INHERIT.
+ *  @return as shmp_attach(). Since 0.1. */
+SHMP_API int shmp_clone(const shmp_shmem *shmem, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr);
+
 /** Unmap and release a handle; NULL is fine. The owner's destroys the segment.
  *  The handle is gone whatever is returned: an error says that the system refused a step, after
  *  which all others were still taken.

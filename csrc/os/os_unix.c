@@ -74,6 +74,8 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
     return 0;
 }
 
+int shmp__os_chmod(int fd, unsigned mode) { return result_of(SYS(fchmod, (fd, (mode_t)mode))); }
+
 int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long long *ret_files) {
     struct statvfs system;
     int result;

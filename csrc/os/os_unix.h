@@ -27,6 +27,7 @@ int shmp__os_close(int fd);
 int shmp__os_dup(int fd);
 int shmp__os_truncate(int fd, size_t size);
 int shmp__os_reserve(int fd, size_t size);
+int shmp__os_chmod(int fd, unsigned mode);
 int shmp__os_stat(int fd, shmp__os_file *ret_file);
 
 /* Bytes and files that the file system of `fd` has room for. */

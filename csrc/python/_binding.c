@@ -587,21 +587,21 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 133), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 141), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 123), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 134), // shmp_provider_options const *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // shmp_provider_options const *
 /* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 130), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 136), // shmp_error *
 /* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 133), // shmp_provider *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // shmp_provider *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
@@ -617,8 +617,8 @@ static void *_cffi_types[] = {
 /* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 105), // int(*)(void *, shmp_listed const *)
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // void *
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 111), // int(*)(void *, shmp_listed const *)
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 143), // void *
 /* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
@@ -628,7 +628,7 @@ static void *_cffi_types[] = {
 /* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 43 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 45 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // shmp_description const *
+/* 45 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_description const *
 /* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
@@ -639,7 +639,7 @@ static void *_cffi_types[] = {
 /* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 56 */ _CFFI_OP(_CFFI_OP_POINTER, 131), // shmp_limits *
+/* 56 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // shmp_limits *
 /* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
@@ -657,7 +657,7 @@ static void *_cffi_types[] = {
 /* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_shmem *
+/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 141), // shmp_shmem *
 /* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
@@ -670,57 +670,63 @@ static void *_cffi_types[] = {
 /* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
 /* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 101), // int(*)(void *, long)
+/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // int(*)(void *, long)
 /* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
 /* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
 /* 92 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // shmp_description *
+/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_description *
 /* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 132), // shmp_listed const *
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
-/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 104 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 109 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 138), // shmp_listed const *
 /* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
-/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
-/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 137), // void()(shmp_provider *)
-/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
+/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
 /* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 123 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 124 */ _CFFI_OP(_CFFI_OP_ARRAY, 123), // char[200]
-/* 125 */ (_cffi_opcode_t)(200),
-/* 126 */ _CFFI_OP(_CFFI_OP_ARRAY, 123), // char[20]
-/* 127 */ (_cffi_opcode_t)(20),
-/* 128 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 129 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 130 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 131 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 132 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 133 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 134 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 135 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 136 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
+/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 143), // void()(shmp_provider *)
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 129 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 130 */ _CFFI_OP(_CFFI_OP_ARRAY, 129), // char[200]
+/* 131 */ (_cffi_opcode_t)(200),
+/* 132 */ _CFFI_OP(_CFFI_OP_ARRAY, 129), // char[20]
+/* 133 */ (_cffi_opcode_t)(20),
+/* 134 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 135 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 136 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 137 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 138 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 139 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 140 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 141 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -927,10 +933,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(98), arg1, (char **)&x1);
+      _cffi_type(104), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(98), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(104), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -995,6 +1001,76 @@ _cffi_f_shmp_backend(PyObject *self, PyObject *arg0)
 }
 #else
 #  define _cffi_f_shmp_backend _cffi_d_shmp_backend
+#endif
+
+static int _cffi_d_shmp_clone(shmp_shmem const * x0, unsigned int x1, shmp_shmem * * x2, shmp_error * x3)
+{
+  return shmp_clone(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_clone(PyObject *self, PyObject *args)
+{
+  shmp_shmem const * x0;
+  unsigned int x1;
+  shmp_shmem * * x2;
+  shmp_error * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "shmp_clone", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_shmem const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, unsigned int);
+  if (x1 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(22), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(22), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_clone(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_clone _cffi_d_shmp_clone
 #endif
 
 static int _cffi_d_shmp_close(shmp_shmem * x0, shmp_error * x1)
@@ -2376,29 +2452,30 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 115), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 121), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 43), (void *)_cffi_d_shmp_attach },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 96), (void *)_cffi_d_shmp_available },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 96), (void *)_cffi_d_shmp_clone },
   { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_close },
   { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 59), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 117), (void *)_cffi_d_shmp_data },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 123), (void *)_cffi_d_shmp_data },
   { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 91), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
   { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 77), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 112), (void *)_cffi_d_shmp_flags },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 118), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_list },
   { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 120), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 126), (void *)_cffi_d_shmp_provider_close },
   { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
   { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 66), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 109), (void *)_cffi_d_shmp_size },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 115), (void *)_cffi_d_shmp_size },
   { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_shmp_to_env },
   { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 85), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
@@ -2410,7 +2487,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 126) },
+          _CFFI_OP(_CFFI_OP_NOOP, 132) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2422,19 +2499,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 124) },
+               _CFFI_OP(_CFFI_OP_NOOP, 130) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 136) },
+             _CFFI_OP(_CFFI_OP_NOOP, 142) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 136) },
+                _CFFI_OP(_CFFI_OP_NOOP, 142) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 124) },
+              _CFFI_OP(_CFFI_OP_NOOP, 130) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2443,16 +2520,16 @@ static const struct _cffi_field_s _cffi_fields[] = {
                 _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 136) },
+            _CFFI_OP(_CFFI_OP_NOOP, 142) },
   { "owner", offsetof(shmp_listed, owner),
              sizeof(((shmp_listed *)0)->owner),
-             _CFFI_OP(_CFFI_OP_NOOP, 103) },
+             _CFFI_OP(_CFFI_OP_NOOP, 109) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 126) },
+          _CFFI_OP(_CFFI_OP_NOOP, 132) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2471,36 +2548,36 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 129, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 135, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 130, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 136, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 131, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 137, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 132, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 138, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 6 },
-  { "shmp_provider", 133, _CFFI_F_OPAQUE,
+  { "shmp_provider", 139, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 134, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 140, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 16, 5 },
-  { "shmp_shmem", 135, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 141, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 128, _cffi_prim_int(4, 0),
+  { "$1", 134, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 129 },
-  { "shmp_error", 130 },
-  { "shmp_limits", 131 },
-  { "shmp_listed", 132 },
-  { "shmp_provider", 133 },
-  { "shmp_provider_options", 134 },
-  { "shmp_shmem", 135 },
+  { "shmp_description", 135 },
+  { "shmp_error", 136 },
+  { "shmp_limits", 137 },
+  { "shmp_listed", 138 },
+  { "shmp_provider", 139 },
+  { "shmp_provider_options", 140 },
+  { "shmp_shmem", 141 },
   { "shmp_user_visitor", 87 },
   { "shmp_visitor", 34 },
 };
@@ -2512,12 +2589,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  44,  /* num_globals */
+  45,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  138,  /* num_types */
+  144,  /* num_types */
   0,  /* flags */
 };
 

@@ -8,6 +8,14 @@ typedef struct ProviderObject {
 
 #define METHOD(function) (PyCFunction)(void (*)(void))(function)
 
+/* The value for a message; the repr of a very large int is refused. */
+static PyObject *shown(PyObject *value) {
+    PyObject *text = PyObject_Repr(value);
+    if (text) return text;
+    PyErr_Clear();
+    return PyUnicode_FromString("(thousands of digits)");
+}
+
 static int to_size(const char *method, PyObject *value, size_t *ret_size) {
     if (PyBool_Check(value) || !PyIndex_Check(value)) {
         PyErr_Format(PyExc_TypeError, "%s: size %R: a number of bytes is an int", method, value);
@@ -17,14 +25,29 @@ static int to_size(const char *method, PyObject *value, size_t *ret_size) {
     if (!number) return -1;
     int overflow;
     long long size = PyLong_AsLongLongAndOverflow(number, &overflow);
-    if (overflow > 0 || (overflow == 0 && size > PY_SSIZE_T_MAX))
-        PyErr_Format(PyExc_OverflowError, "%s: size %R is beyond the address space", method, number);
-    else if (overflow < 0 || size <= 0)
-        PyErr_Format(PyExc_ValueError, "%s: size %R: a segment has at least 1 byte", method, number);
-    else
+    int too_large = overflow > 0 || (overflow == 0 && size > PY_SSIZE_T_MAX);
+    if (!too_large && overflow == 0 && size > 0) {
         *ret_size = (size_t)size;
+        Py_DECREF(number);
+        return 0;
+    }
+    PyObject *text = shown(number);
+    if (text && too_large)
+        PyErr_Format(PyExc_OverflowError, "%s: size %U is beyond the address space", method, text);
+    else if (text)
+        PyErr_Format(PyExc_ValueError, "%s: size %U: a segment has at least 1 byte", method, text);
+    Py_XDECREF(text);
     Py_DECREF(number);
-    return PyErr_Occurred() ? -1 : 0;
+    return -1;
+}
+
+/* The text of a str; of one with a lone surrogate, a byte that no id has. */
+static const char *to_text(PyObject *value, Py_ssize_t *ret_length) {
+    const char *text = PyUnicode_AsUTF8AndSize(value, ret_length);
+    if (text) return text;
+    PyErr_Clear();
+    *ret_length = 1;
+    return "\xff";
 }
 
 static int to_id(const char *method, PyObject *value, char ret_id[SHMP__ID_SIZE]) {
@@ -34,17 +57,10 @@ static int to_id(const char *method, PyObject *value, char ret_id[SHMP__ID_SIZE]
         PyErr_Format(PyExc_TypeError, "%s: id %R: an id is a ShMemId or a str", method, value);
         return -1;
     }
-    const char *text = PyUnicode_AsUTF8AndSize(value, &length);
-    if (!text) { /* a lone surrogate: no ASCII either */
-        PyErr_Clear();
-        text = "\xff";
-        length = 1;
-    }
-    if (shmp__copy_id(ret_id, text, (size_t)length, &error) < 0) {
-        shmpy_raise(&error);
-        return -1;
-    }
-    return 0;
+    const char *text = to_text(value, &length);
+    if (shmp__copy_id(ret_id, text, (size_t)length, &error) == 0) return 0;
+    shmpy_raise(&error);
+    return -1;
 }
 
 /* `value`: NULL when the argument was not given. */
@@ -151,6 +167,28 @@ static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py
     return make(self, shmp_attach, &what, flags);
 }
 
+static PyObject *clone_ref(PyObject *object, PyObject *origin) {
+    ProviderObject *self = (ProviderObject *)object;
+    if (!PyObject_TypeCheck(origin, self->shmem_type))
+        return PyErr_Format(PyExc_TypeError, "clone_ref: %R is no ShMem", origin);
+    PyObject *made = shmpy_shmem_new(self->shmem_type);
+    shmp_shmem *handle = made ? shmpy_shmem_pin(origin) : NULL, *clone;
+    if (!handle) {
+        Py_XDECREF(made);
+        return NULL;
+    }
+    shmp_error error;
+    int result;
+    Py_BEGIN_ALLOW_THREADS result = shmp_clone(handle, handle->flags & SHMP_READ_ONLY, &clone, &error);
+    Py_END_ALLOW_THREADS shmpy_shmem_unpin(origin);
+    if (result < 0) {
+        Py_DECREF(made);
+        return shmpy_raise(&error);
+    }
+    shmpy_shmem_own(made, clone);
+    return made;
+}
+
 /* Attaches read-only to all that a segment has. */
 static PyObject *attach_whole(PyObject *self, PyObject *id) {
     shmp_description what = {.size = 0};
@@ -159,12 +197,16 @@ static PyObject *attach_whole(PyObject *self, PyObject *id) {
 
 /* The values come from os.environ, which is safe to read while other threads set it; getenv is not. */
 static PyObject *from_env(PyObject *self, PyObject *arguments) {
-    const char *name, *id, *size;
+    const char *name;
+    PyObject *id, *size;
     int read_only;
+    Py_ssize_t length;
     shmp_description what;
     shmp_error error;
-    if (!PyArg_ParseTuple(arguments, "szzp", &name, &id, &size, &read_only)) return NULL;
-    if (shmp__env_parse(name, id, size, &what, &error) < 0) return shmpy_raise(&error);
+    if (!PyArg_ParseTuple(arguments, "sOOp", &name, &id, &size, &read_only)) return NULL;
+    const char *id_text = id == Py_None ? NULL : to_text(id, &length);
+    const char *size_text = size == Py_None ? NULL : to_text(size, &length);
+    if (shmp__env_parse(name, id_text, size_text, &what, &error) < 0) return shmpy_raise(&error);
     return make(self, shmp_attach, &what, read_only ? SHMP_READ_ONLY : 0);
 }
 
@@ -249,6 +291,7 @@ static PyMethodDef methods[] = {
     {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"clone_ref", clone_ref, METH_O, NULL},
     {"_attach_whole", attach_whole, METH_O, NULL},
     {"_from_env", from_env, METH_VARARGS, NULL},
     {"_list", list, METH_NOARGS, NULL},

@@ -45,16 +45,25 @@ static void release_quietly(ShMemObject *self) {
     PyErr_Restore(type, value, traceback);
 }
 
+/* A failed one raises the same each time, but not the same object, which would gather tracebacks. */
+static void raise_closed(const ShMemObject *self) {
+    if (!self->failure) {
+        PyErr_SetString(PyExc_ValueError, "this ShMem is closed");
+        return;
+    }
+    PyObject *arguments = PyObject_GetAttrString(self->failure, "args");
+    if (arguments) PyErr_SetObject((PyObject *)Py_TYPE(self->failure), arguments);
+    Py_XDECREF(arguments);
+}
+
 /* Adds a pin or a view; -1 with an exception when it is closed. */
 static int begin(ShMemObject *self, uint64_t what) {
     uint64_t state = shmp__atomic_load64(&self->state);
     do {
-        if (!(state & CLOSED)) continue;
-        if (self->failure)
-            PyErr_SetObject((PyObject *)Py_TYPE(self->failure), self->failure);
-        else
-            PyErr_SetString(PyExc_ValueError, "this ShMem is closed");
-        return -1;
+        if (state & CLOSED) {
+            raise_closed(self);
+            return -1;
+        }
     } while (!shmp__atomic_swap_if64(&self->state, &state, state + what));
     return 0;
 }
@@ -62,6 +71,12 @@ static int begin(ShMemObject *self, uint64_t what) {
 static void end(ShMemObject *self, uint64_t what) {
     if (shmp__atomic_sub64(&self->state, what) == (CLOSED | what)) release_quietly(self);
 }
+
+shmp_shmem *shmpy_shmem_pin(PyObject *self) {
+    return begin((ShMemObject *)self, PIN) < 0 ? NULL : ((ShMemObject *)self)->handle;
+}
+
+void shmpy_shmem_unpin(PyObject *self) { end((ShMemObject *)self, PIN); }
 
 /* Marks it closed; gives the state before, with CLOSED in it when there was nothing to do. With
  * `unless_viewed` a viewed segment is left alone. */
@@ -246,6 +261,23 @@ static int set_item(ShMemObject *self, PyObject *key, PyObject *value) {
     return inside ? 0 : -1;
 }
 
+/* memmove for any step: `from` may be a view of this very segment. */
+static int copy_in(unsigned char *to, Py_ssize_t step, const unsigned char *from, Py_ssize_t count) {
+    if (step == 1) {
+        memmove(to, from, (size_t)count);
+        return 0;
+    }
+    unsigned char *copy = PyMem_Malloc((size_t)count);
+    if (!copy) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(copy, from, (size_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) to[i * step] = copy[i];
+    PyMem_Free(copy);
+    return 0;
+}
+
 static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
     Py_ssize_t start, stop, step;
     if (PySlice_Unpack(key, &start, &stop, &step) < 0) return -1;
@@ -259,11 +291,7 @@ static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
     else
         result = begin(self, PIN);
     if (result == 0) {
-        const unsigned char *from = source.buf;
-        if (step == 1)
-            memmove(self->data + start, from, (size_t)count); /* it may be a view of this very segment */
-        else
-            for (Py_ssize_t i = 0; i < count; i++) self->data[start + i * step] = from[i];
+        result = copy_in(self->data + start, step, source.buf, count);
         end(self, PIN);
     }
     PyBuffer_Release(&source);
@@ -273,6 +301,8 @@ static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
 static int shmem_ass_subscript(PyObject *object, PyObject *key, PyObject *value) {
     ShMemObject *self = (ShMemObject *)object;
     if (!value || self->readonly) {
+        if (begin(self, PIN) < 0) return -1;
+        end(self, PIN);
         PyErr_SetString(PyExc_TypeError, value ? "this ShMem is read-only: attach without read_only to write"
                                                : "the size of a ShMem cannot change: assign, do not delete");
         return -1;

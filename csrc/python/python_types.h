@@ -24,4 +24,8 @@ int shmpy_arguments(const char *method, const char *const *names, Py_ssize_t req
 PyObject *shmpy_shmem_new(PyTypeObject *type);
 void shmpy_shmem_own(PyObject *self, shmp_shmem *handle);
 
+/* Keeps the handle from being released; NULL with an exception when it is closed. */
+shmp_shmem *shmpy_shmem_pin(PyObject *self);
+void shmpy_shmem_unpin(PyObject *self);
+
 #endif

@@ -49,6 +49,6 @@ __all__ = [
     "open_provider",
 ]
 
-for _name in __all__[:-5]:
+for _name in __all__:
     if isinstance(globals()[_name], type):
-        globals()[_name].__module__ = __name__
+        globals()[_name].__module__ = __name__  # what a user sees in messages and pickles

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from operator import index
 
 from shmem_providers._shmem import ShMem
 
@@ -49,7 +50,7 @@ class ShMemCursor(io.RawIOBase):
         bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._shm)}
         if whence not in bases:
             raise ValueError(f"ShMemCursor.seek: whence {whence!r}: 0, 1 or 2")
-        position = bases[whence] + offset
+        position = bases[whence] + index(offset)
         if position < 0:
             raise ValueError(f"ShMemCursor.seek: position {position} is before the start")
         self._position = position

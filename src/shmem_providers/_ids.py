@@ -16,6 +16,8 @@ class ShMemId(str):
 
     def __new__(cls, text: str = "") -> ShMemId:
         """Check `text`; raises `InvalidIdError`."""
+        if not isinstance(text, str):
+            raise TypeError(f"ShMemId: {text!r} is not a str")
         if not (len(text) < 20 and text.isascii() and text.isprintable() and " " not in text):
             raise InvalidIdError(f"ShMemId: {text!r}: at most 19 characters of printable ASCII, without blanks")
         return super().__new__(cls, text)
@@ -37,7 +39,7 @@ class ShMemId(str):
     @classmethod
     def from_array(cls, array: bytes | bytearray | memoryview) -> ShMemId:
         """Make an id of the crate's 20 bytes: text up to the first NUL, which must be there."""
-        data = bytes(array)
+        data = bytes(memoryview(array))
         text, nul, _ = data.partition(b"\0")
         if len(data) != 20 or not nul:
             raise InvalidIdError(f"ShMemId.from_array: {data!r}: 20 bytes with a NUL at the end of the text")
@@ -46,7 +48,7 @@ class ShMemId(str):
     @classmethod
     def try_from_slice(cls, data: bytes | bytearray | memoryview) -> ShMemId:
         """Make an id of the first 20 bytes of `data`; raises `InvalidIdError` when they are none."""
-        return cls.from_array(bytes(data[:20]))
+        return cls.from_array(memoryview(data)[:20])
 
     def as_str(self) -> str:
         """Give the text."""

@@ -67,8 +67,9 @@ def _rebuild(name: str, id: str, size: int, readonly: bool, kept: Any) -> ShMem:
     try:
         return _receive(_default_provider(name), id, size, readonly, kept)
     except Exception as failure:
-        # raised here it would hang a pool, whose workers die of it: the first use raises it
-        return ShMem._failed(failure)
+        # Raised here it would hang a pool, whose workers die of it: the first use raises it. A copy, as
+        # this one's traceback keeps its callers' variables alive.
+        return ShMem._failed(type(failure)(*failure.args))
 
 
 def _receive(provider: ShMemProvider, id: str, size: int, readonly: bool, kept: Any) -> ShMem:

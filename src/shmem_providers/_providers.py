@@ -9,7 +9,7 @@ from shmem_providers import _binding
 from shmem_providers._binding import ffi, lib
 from shmem_providers._errors import error_from
 from shmem_providers._ids import ShMemDescription
-from shmem_providers._shmem import ShMem
+from shmem_providers._shmem import ShMem, size_of_ctype
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ class ShMemProvider(_binding.Provider[ShMem]):
         """Attach to the segment that was described."""
         return self.shmem_from_id_and_size(description.id, description.size, read_only=read_only)
 
-    def clone_ref(self, shm: ShMem) -> ShMem:
-        """Attach to the same segment once more; a clone of a read-only handle is read-only."""
-        return self.shmem_from_id_and_size(shm.id, shm.size, read_only=shm.readonly)
-
     def existing_from_env(self, name: str, *, read_only: bool = False) -> ShMem:
         """Attach to what `ShMem.write_to_env` wrote, in this process or one it descends from.
 
@@ -54,15 +50,13 @@ class ShMemProvider(_binding.Provider[ShMem]):
 
     def new_on_shmem(self, value: Any) -> ShMem:
         """Create a segment that holds a copy of a ctypes instance."""
-        shm = self.uninit_on_shmem(type(value))
+        shm = self.new_shmem(size_of_ctype("new_on_shmem", type(value)))
         shm[:] = value
         return shm
 
     def uninit_on_shmem(self, ctype: type[Any]) -> ShMem:
         """Create a segment with room for one instance of a ctypes type. Its bytes are zero."""
-        from ctypes import sizeof
-
-        return self.new_shmem(sizeof(ctype))
+        return self.new_shmem(size_of_ctype("uninit_on_shmem", ctype))
 
     def release_shmem(self, shm: ShMem) -> None:
         """Close the segment: the crate's name for `ShMem.close`."""
@@ -72,10 +66,12 @@ class ShMemProvider(_binding.Provider[ShMem]):
         return f"<{type(self).__name__} {self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (type(self), self.fd_ids)
+        return _reopen, (type(self), self.name, self.fd_ids)
 
 
-def _reopen(cls: Any, fd_ids: bool) -> ShMemProvider:
+def _reopen(cls: Any, name: str, fd_ids: bool) -> ShMemProvider:
+    if cls is ShMemProvider:
+        return ShMemProvider(name, lib.SHMP_FD_IDS if fd_ids else 0)
     provider: ShMemProvider = cls(fd_ids=True) if fd_ids else cls()
     return provider
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+def size_of_ctype(method: str, ctype: type[Any]) -> int:
+    """Give the size of a ctypes type in bytes; raises `TypeError` for anything else."""
+    from ctypes import sizeof
+
+    if not (isinstance(ctype, type) and hasattr(ctype, "from_buffer")):
+        raise TypeError(f"{method}: {ctype!r} is no ctypes type")
+    return sizeof(ctype)
+
+
 class ShMem(_binding.ShMem):
     """One segment of shared memory, mapped into this process.
 
@@ -62,9 +71,7 @@ class ShMem(_binding.ShMem):
             TypeError: `ctype` is no ctypes type, or the segment is read-only.
 
         """
-        from ctypes import sizeof
-
-        if sizeof(ctype) > len(self):  # type: ignore[arg-type]
+        if size_of_ctype("as_ptr_of", ctype) > len(self):
             return None
         instance: T = ctype.from_buffer(self)  # type: ignore[attr-defined]
         return instance

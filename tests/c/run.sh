@@ -1,0 +1,48 @@
+#!/bin/sh
+# Builds the core with its conformance suite, and runs it.
+#
+#   run.sh [gcc|clang] [plain|asan]     the compiler is $CC, or cc, when none is given
+#
+# $CFLAGS is added at the end. Nothing is left behind: the build is in a temporary directory.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+compiler=${1:-${CC:-cc}}
+kind=${2:-plain}
+
+case $kind in
+plain) sanitize= ;;
+asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
+*)
+    echo "usage: $0 [gcc|clang] [plain|asan]" >&2
+    exit 2
+    ;;
+esac
+# Older glibc has shm_open in a library of its own.
+case $(uname -s) in
+Linux) libraries=-lrt ;;
+*) libraries= ;;
+esac
+
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+header=$root/csrc/include/shmem_providers.h
+common='-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror'
+printf '#include "%s"\nint main(void) { return 0; }\n' "$header" >"$build/header.c"
+$compiler -x c -std=c99 $common -Wstrict-prototypes -fsyntax-only "$build/header.c"
+if $compiler -x c++ -fsyntax-only /dev/null 2>/dev/null; then
+    $compiler -x c++ -std=c++11 $common -fsyntax-only "$build/header.c"
+else
+    echo "skip header as C++11: $compiler compiles no C++ (install g++)"
+fi
+
+$compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize ${CFLAGS-} \
+    -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
+    "$root"/tests/c/test_conformance.c "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
+    -o "$build/test_conformance" -pthread $libraries
+
+# Sizes that no machine has are asked for on purpose: malloc shall say so, not abort.
+ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS+:$ASAN_OPTIONS} \
+    UBSAN_OPTIONS=print_stacktrace=1 \
+    "$build/test_conformance"

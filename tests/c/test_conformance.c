@@ -1,0 +1,2272 @@
+/* Conformance of the C ABI: every test runs over every provider that works here, and over "std".
+ *
+ *   test_conformance [NAME]      all tests, or those whose name contains NAME
+ *   test_conformance --child     the other side of a hand-off, which the tests start themselves
+ *
+ * One line a test on stdout, `ok|FAIL|skip name [provider]`; what a failed one expected is on
+ * stderr. After each test the process must hold what it held before: descriptors, shared mappings,
+ * names in /dev/shm, System V segments. */
+#define _GNU_SOURCE /* Linux: memfd_create, seals, mincore */
+#include "check.h"
+#include "shmem_providers.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- What a provider can do ---------------------------------------------------------------- */
+
+typedef struct capabilities {
+    const char *name;
+    int shares;          /* handles on one segment see the same memory */
+    int is_file;         /* fileno, persist, SHMP_INHERIT, SHMP_FD_IDS, the limits of files */
+    int has_names;       /* shmp_create_named; a name outlives its killed owner */
+    int reserves;        /* SHMP_RESERVE */
+    int is_read_by_afl;  /* AFL++ understands its ids */
+    int is_listed;       /* shmp_list can tell its segments from other programs' */
+    unsigned when_gone;  /* codes of attaching to a segment that is gone */
+    const char *gone_id; /* well-formed, and no living segment's; NULL: there is no such id */
+} capabilities;
+
+#define CODE(code) (1u << (code))
+#define GARBAGE CODE(SHMP_EID)
+#define GONE CODE(SHMP_ENOTFOUND)
+
+static const capabilities known_providers[] = {
+    {"memfd", .shares = 1, .is_file = 1, .reserves = 1, .is_listed = 1, .when_gone = GONE | GARBAGE,
+     .gone_id = "999999999.3.abcd"},
+    {"posix", .shares = 1, .is_file = 1, .has_names = 1, .reserves = 1, .is_read_by_afl = 1, .is_listed = 1,
+     .when_gone = GONE, .gone_id = "/no_such_segment"},
+    {"sysv", .shares = 1, .reserves = 1, .is_read_by_afl = 1, .when_gone = GONE, .gone_id = "2147483647"},
+    {"nop", .shares = 0},
+};
+enum { KNOWN_PROVIDERS = sizeof known_providers / sizeof *known_providers };
+
+static const capabilities *capabilities_of(const char *name) {
+    for (int i = 0; i < KNOWN_PROVIDERS; i++)
+        if (strcmp(known_providers[i].name, name) == 0) return &known_providers[i];
+    return NULL;
+}
+
+typedef struct test_context {
+    const char *label; /* the name it was opened by */
+    int is_std;
+    const capabilities *can;
+    shmp_provider *provider;
+    const char *skipped; /* why; set by the test */
+} test_context;
+
+#define SKIP_UNLESS(condition, reason)                                                                                 \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            context->skipped = (reason);                                                                               \
+            return;                                                                                                    \
+        }                                                                                                              \
+    } while (0)
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+enum { SMALL = 4096, FROM_PARENT = 0x5a, FROM_CHILD = 0xa5, PATIENCE = 20 /* seconds */ };
+
+static const char variable[] = "SHMP_CONFORMANCE";
+static const char variable_size[] = "SHMP_CONFORMANCE_SIZE";
+static const char *self_path;
+
+/* ---- Calls that must succeed, or must not -------------------------------------------------- */
+
+static max_align_t untouched;
+#define UNTOUCHED ((void *)&untouched)
+
+static shmp_error poisoned_error(void) {
+    shmp_error error;
+    memset(&error, 0x5a, sizeof error);
+    return error;
+}
+
+static int check_success(int result, const shmp_error *error, const char *file, int line, const char *call) {
+    const shmp_error poisoned = poisoned_error();
+    if (result < 0)
+        return check_failed(file, line, "%s: %s: %s: %.200s (os_error %d)", call, shmp_error_text(result), error->call,
+                            error->message, error->os_error);
+    if (result > 0) return check_failed(file, line, "%s: expected 0, got %d", call, result);
+    if (memcmp(error, &poisoned, sizeof poisoned) != 0) return check_failed(file, line, "%s touched reterr", call);
+    return 1;
+}
+
+static int check_refusal(int result, unsigned allowed, const shmp_error *error, const char *file, int line,
+                         const char *call) {
+    const unsigned without_os = CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW) | CODE(SHMP_ENOENV) | CODE(SHMP_EUNSUPPORTED);
+    if (result >= 0 || result < -SHMP_EOS || !(allowed & CODE(-result)))
+        return check_failed(file, line, "%s: expected a code of mask %#x, got %d (%s; os_error %d)", call, allowed,
+                            result, result < 0 ? error->message : "success", result < 0 ? error->os_error : 0);
+    if (error->code != result) return check_failed(file, line, "%s: %d, but reterr says %d", call, result, error->code);
+    if (!error->call || !*error->call) return check_failed(file, line, "%s: reterr names no call", call);
+    if (!memchr(error->message, 0, sizeof error->message) || !*error->message)
+        return check_failed(file, line, "%s: reterr has no message", call);
+    if (result == -SHMP_EOS && error->os_error <= 0) return check_failed(file, line, "%s: no os_error", call);
+    if (CODE(-result) & without_os && error->os_error != 0)
+        return check_failed(file, line, "%s: os_error %d with code %d", call, error->os_error, result);
+    return 1;
+}
+
+static void check_no_output(shmp_shmem *output, const char *file, int line, const char *call) {
+    if (output == UNTOUCHED) return;
+    check_failed(file, line, "%s touched its output", call);
+    shmp_close(output, NULL);
+}
+
+/* function(..., &ret_shmem, &error) fails with one of the codes, with and without reterr. */
+#define CHECK_REFUSED(allowed, function, ...)                                                                          \
+    do {                                                                                                               \
+        shmp_shmem *loud_ = UNTOUCHED, *silent_ = UNTOUCHED;                                                           \
+        shmp_error error_ = poisoned_error();                                                                          \
+        int result_ = function(__VA_ARGS__, &loud_, &error_);                                                          \
+        check_refusal(result_, (allowed), &error_, __FILE__, __LINE__, #function);                                     \
+        CHECK_EQUAL(function(__VA_ARGS__, &silent_, NULL), result_);                                                   \
+        check_no_output(loud_, __FILE__, __LINE__, #function);                                                         \
+        check_no_output(silent_, __FILE__, __LINE__, #function);                                                       \
+    } while (0)
+
+/* The same for function(..., &error). */
+#define CHECK_FAILS(allowed, function, ...)                                                                            \
+    do {                                                                                                               \
+        shmp_error error_ = poisoned_error();                                                                          \
+        int result_ = function(__VA_ARGS__, &error_);                                                                  \
+        check_refusal(result_, (allowed), &error_, __FILE__, __LINE__, #function);                                     \
+        CHECK_EQUAL(function(__VA_ARGS__, NULL), result_);                                                             \
+    } while (0)
+
+/* function(..., &error) succeeds and leaves reterr alone; an expression. */
+#define SUCCEEDS(function, ...)                                                                                        \
+    (error = poisoned_error(), check_success(function(__VA_ARGS__, &error), &error, __FILE__, __LINE__, #function))
+
+static void check_open_refused(unsigned allowed, const char *name, const shmp_provider_options *options) {
+    shmp_error error = poisoned_error();
+    shmp_provider *loud = UNTOUCHED, *silent = UNTOUCHED;
+    check_subject("provider \"%s\"", name ? name : "(null)");
+    int result = shmp_provider_open(name, options, &loud, &error);
+    check_refusal(result, allowed, &error, __FILE__, __LINE__, "shmp_provider_open");
+    CHECK_EQUAL(shmp_provider_open(name, options, &silent, NULL), result);
+    if (!CHECK(loud == UNTOUCHED)) shmp_provider_close(loud);
+    if (!CHECK(silent == UNTOUCHED)) shmp_provider_close(silent);
+    check_subject("");
+}
+
+static shmp_provider *opened(const char *name, unsigned flags) {
+    shmp_error error;
+    shmp_provider *provider;
+    shmp_provider_options options = {.struct_size = sizeof options, .flags = flags};
+    return SUCCEEDS(shmp_provider_open, name, &options, &provider) ? provider : NULL;
+}
+
+static shmp_shmem *created_by(shmp_provider *provider, size_t size, unsigned flags) {
+    shmp_error error;
+    shmp_shmem *shmem;
+    return SUCCEEDS(shmp_create, provider, size, flags, &shmem) ? shmem : NULL;
+}
+
+static shmp_shmem *created(const test_context *context, size_t size, unsigned flags) {
+    return created_by(context->provider, size, flags);
+}
+
+static shmp_shmem *created_named(const test_context *context, const char *name) {
+    shmp_error error;
+    shmp_shmem *shmem;
+    return SUCCEEDS(shmp_create_named, context->provider, name, SMALL, 0, &shmem) ? shmem : NULL;
+}
+
+static shmp_description described(const shmp_shmem *shmem) {
+    shmp_error error;
+    shmp_description description;
+    memset(&description, 0x5a, sizeof description);
+    if (!SUCCEEDS(shmp_describe, shmem, &description)) memset(&description, 0, sizeof description);
+    return description;
+}
+
+static shmp_shmem *attached_by(shmp_provider *provider, const shmp_description *description, unsigned flags) {
+    shmp_error error;
+    shmp_shmem *shmem;
+    return SUCCEEDS(shmp_attach, provider, description, flags, &shmem) ? shmem : NULL;
+}
+
+static shmp_shmem *attached(const test_context *context, const shmp_description *description, unsigned flags) {
+    return attached_by(context->provider, description, flags);
+}
+
+static shmp_shmem *twin(const test_context *context, const shmp_shmem *shmem, unsigned flags) {
+    shmp_description description = described(shmem);
+    return attached(context, &description, flags);
+}
+
+static void closed(shmp_shmem *shmem) {
+    shmp_error error;
+    (void)SUCCEEDS(shmp_close, shmem);
+}
+
+static volatile unsigned char *bytes_of(const shmp_shmem *shmem) { return shmp_data(shmem); }
+
+static int all_bytes_are(const shmp_shmem *shmem, unsigned char value) {
+    const unsigned char *bytes = shmp_data(shmem);
+    size_t size = shmp_size(shmem);
+    return bytes[0] == value && (size == 1 || memcmp(bytes, bytes + 1, size - 1) == 0);
+}
+
+/* An id longer than 19 characters stays without an end, cut off at 20. */
+static shmp_description description_of(const char *id, size_t size) {
+    shmp_description description = {.size = size};
+    size_t length = strlen(id);
+    memcpy(description.id, id, length < sizeof description.id ? length : sizeof description.id);
+    return description;
+}
+
+/* Of 18 characters at most, and of no other process that runs this program now. */
+static const char *own_name(void) {
+    static char name[19];
+    snprintf(name, sizeof name, "/conf_%ld", (long)getpid());
+    return name;
+}
+
+static int is_shareable_with_afl(const shmp_description *description, const capabilities *can) {
+    return can->is_read_by_afl && (description->id[0] == '/' || strcmp(can->name, "sysv") == 0);
+}
+
+/* ---- Other processes ----------------------------------------------------------------------- */
+
+static int status_of(pid_t child) {
+    int status;
+    while (waitpid(child, &status, 0) < 0)
+        if (errno != EINTR) return -1;
+    return status;
+}
+
+/* Runs the function in a forked child, where failed checks make the exit status 1. */
+static int status_in_child(void (*function)(void *), void *argument) {
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        atomic_store(&check_failures, 0);
+        alarm(PATIENCE);
+        function(argument);
+        fflush(NULL);
+        _exit(atomic_load(&check_failures) > 0);
+    }
+    return child < 0 ? -1 : status_of(child);
+}
+
+#define CHECK_IN_CHILD(function, argument) CHECK_EQUAL(status_in_child(function, argument), 0)
+
+static void execute(const char *role, const char *provider, const char *first, const char *second) {
+    char *arguments[] = {(char *)(uintptr_t)self_path,
+                         (char *)(uintptr_t) "--child",
+                         (char *)(uintptr_t)role,
+                         (char *)(uintptr_t)provider,
+                         (char *)(uintptr_t)first,
+                         (char *)(uintptr_t)second,
+                         NULL};
+    execv(self_path, arguments);
+    check_failed(__FILE__, __LINE__, "execv %s: %s", self_path, strerror(errno));
+}
+
+typedef struct command {
+    const char *role, *provider, *first, *second;
+} command;
+
+static void run_command(void *argument) {
+    const command *run = argument;
+    execute(run->role, run->provider, run->first, run->second);
+}
+
+static void check_spawned(const char *role, const char *provider, const char *first, const char *second) {
+    command run = {role, provider, first, second};
+    CHECK_IN_CHILD(run_command, &run);
+}
+
+static void greet(const shmp_shmem *shmem) {
+    volatile unsigned char *bytes = bytes_of(shmem);
+    size_t last = shmp_size(shmem) - 1;
+    CHECK_EQUAL(bytes[0], FROM_PARENT);
+    CHECK_EQUAL(bytes[last], FROM_PARENT);
+    CHECK_EQUAL(shmp_flags(shmem), 0);
+    bytes[0] = bytes[last] = FROM_CHILD;
+}
+
+static void mark_for_child(const shmp_shmem *shmem) {
+    volatile unsigned char *bytes = bytes_of(shmem);
+    bytes[0] = bytes[shmp_size(shmem) - 1] = FROM_PARENT;
+}
+
+static void check_marked_by_child(const shmp_shmem *shmem) {
+    volatile unsigned char *bytes = bytes_of(shmem);
+    CHECK_EQUAL(bytes[0], FROM_CHILD);
+    CHECK_EQUAL(bytes[shmp_size(shmem) - 1], FROM_CHILD);
+}
+
+static void child_attaches(shmp_provider *provider, const char *id, const char *size) {
+    shmp_description description = description_of(id, (size_t)strtoull(size, NULL, 10));
+    shmp_shmem *shmem = attached_by(provider, &description, 0);
+    REQUIRE(shmem);
+    greet(shmem);
+    closed(shmem);
+}
+
+static void child_takes_environment(shmp_provider *provider, const char *name, const char *unused) {
+    shmp_error error;
+    shmp_shmem *shmem;
+    (void)unused;
+    if (!SUCCEEDS(shmp_from_env, provider, name, 0, &shmem)) return;
+    greet(shmem);
+    closed(shmem);
+}
+
+static void child_inherits_the_last(shmp_provider *provider, const char *name, const char *unused) {
+    const char *id = getenv(name);
+    child_takes_environment(provider, name, unused);
+    if (id && *id == '/') CHECK_EQUAL(shm_unlink(id), 0);
+}
+
+static void child_finds_nothing(shmp_provider *provider, const char *id, const char *size) {
+    shmp_description description = description_of(id, (size_t)strtoull(size, NULL, 10));
+    CHECK_REFUSED(GONE | GARBAGE, shmp_attach, provider, &description, 0u);
+}
+
+static const struct {
+    const char *name;
+    void (*function)(shmp_provider *provider, const char *first, const char *second);
+} roles[] = {
+    {"attach", child_attaches},
+    {"environment", child_takes_environment},
+    {"environment-last", child_inherits_the_last},
+    {"nothing", child_finds_nothing},
+};
+
+static int play_role(const char *role, const char *provider_name, const char *first, const char *second) {
+    shmp_provider *provider = opened(provider_name, 0);
+    if (!provider) return 1;
+    for (size_t i = 0; i < LENGTH(roles); i++)
+        if (strcmp(roles[i].name, role) == 0) roles[i].function(provider, first, second);
+    shmp_provider_close(provider);
+    return atomic_load(&check_failures) > 0;
+}
+
+/* ---- The library --------------------------------------------------------------------------- */
+
+static void test_versions(test_context *context) {
+    (void)context;
+    CHECK_EQUAL(shmp_abi_version(), SHMP_ABI_VERSION);
+    CHECK_TEXT(shmp_version(), SHMP_VERSION);
+}
+
+static void test_error_texts(test_context *context) {
+    (void)context;
+    for (int code = SHMP_EINVAL; code <= SHMP_EOS; code++) {
+        check_subject("code %d", code);
+        const char *text = shmp_error_text(code);
+        REQUIRE(text && *text);
+        CHECK_TEXT(shmp_error_text(-code), text);
+        for (int other = SHMP_EINVAL; other < code; other++) CHECK(strcmp(shmp_error_text(other), text) != 0);
+    }
+    static const int unknown[] = {0, SHMP_EOS + 1, -SHMP_EOS - 1, INT_MAX, INT_MIN};
+    for (size_t i = 0; i < LENGTH(unknown); i++) CHECK(shmp_error_text(unknown[i]));
+}
+
+static void test_available(test_context *context) {
+    unsigned count = 0, usable = 0;
+    (void)context;
+    for (;; count++) {
+        const char *name = NULL;
+        shmp_error error = poisoned_error();
+        int result = shmp_available(count, &name, &error);
+        if (result == -SHMP_EINVAL) break;
+        check_subject("index %u, %s", count, name ? name : "(null)");
+        REQUIRE(name && capabilities_of(name) && count < KNOWN_PROVIDERS);
+        if (result < 0)
+            check_refusal(result, CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_EOS), &error, __FILE__, __LINE__,
+                          "shmp_available");
+        else
+            usable += (unsigned)check_success(result, &error, __FILE__, __LINE__, "shmp_available");
+        for (unsigned other = 0; other < count; other++) {
+            const char *earlier = NULL;
+            shmp_available(other, &earlier, NULL);
+            CHECK(earlier && strcmp(earlier, name) != 0);
+        }
+    }
+    CHECK(usable >= 1);
+    const char *name = UNTOUCHED;
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_available, count, &name);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_available, UINT_MAX, &name);
+    CHECK(name == UNTOUCHED);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_available, 0u, NULL);
+}
+
+static void test_unknown_providers(test_context *context) {
+    static const char *const names[] = {"", "nope", "MEMFD", "memfd ", " std", "memfd,posix"};
+    (void)context;
+    for (size_t i = 0; i < LENGTH(names); i++) check_open_refused(CODE(SHMP_EINVAL), names[i], NULL);
+    check_open_refused(CODE(SHMP_EINVAL), NULL, NULL);
+    CHECK_EQUAL(shmp_provider_open("nop", NULL, NULL, NULL), -SHMP_EINVAL);
+}
+
+static void test_null_handles(test_context *context) {
+    shmp_error error;
+    (void)context;
+    CHECK(SUCCEEDS(shmp_close, NULL));
+    CHECK_EQUAL(shmp_close(NULL, NULL), 0);
+    shmp_provider_close(NULL);
+}
+
+/* The name "std" takes when SHMEM_PROVIDER says `wanted`. */
+static void check_overridden(const char *wanted, const char *expected) {
+    check_subject("SHMEM_PROVIDER=%s", wanted);
+    setenv("SHMEM_PROVIDER", wanted, 1);
+    shmp_provider *provider = opened("std", 0);
+    if (provider && expected) CHECK_TEXT(shmp_provider_name(provider), expected);
+    shmp_provider_close(provider);
+    unsetenv("SHMEM_PROVIDER");
+}
+
+static void test_environment_overrides_std(test_context *context) {
+    const char *name;
+    (void)context;
+    for (unsigned i = 0; shmp_available(i, &name, NULL) != -SHMP_EINVAL; i++)
+        if (shmp_available(i, &name, NULL) == 0) check_overridden(name, name);
+    check_overridden("", NULL);
+    setenv("SHMEM_PROVIDER", "nope", 1);
+    check_open_refused(CODE(SHMP_EINVAL), "std", NULL);
+    shmp_provider *provider = opened("nop", 0);
+    if (provider) CHECK_TEXT(shmp_provider_name(provider), "nop");
+    shmp_provider_close(provider);
+    unsetenv("SHMEM_PROVIDER");
+}
+
+static void check_taken_by_std(shmp_provider *std, const char *name) {
+    check_subject("a segment of %s", name);
+    shmp_provider *provider = opened(name, 0);
+    shmp_shmem *segment = provider ? created_by(provider, SMALL, 0) : NULL;
+    shmp_provider_close(provider);
+    REQUIRE(segment);
+    bytes_of(segment)[0] = FROM_PARENT;
+    shmp_description description = described(segment);
+    shmp_shmem *taken = attached_by(std, &description, 0);
+    if (taken) {
+        CHECK_TEXT(shmp_backend(taken), name);
+        CHECK_EQUAL(bytes_of(taken)[0], FROM_PARENT);
+    }
+    closed(taken);
+    closed(segment);
+}
+
+static void test_std_takes_everybodys_ids(test_context *context) {
+    const char *name;
+    (void)context;
+    shmp_provider *std = opened("std", 0);
+    REQUIRE(std);
+    for (unsigned i = 0; shmp_available(i, &name, NULL) != -SHMP_EINVAL; i++)
+        if (capabilities_of(name)->shares && shmp_available(i, &name, NULL) == 0) check_taken_by_std(std, name);
+    shmp_provider_close(std);
+}
+
+/* ---- Opening ------------------------------------------------------------------------------- */
+
+static void test_provider_name(test_context *context) {
+    const char *name = shmp_provider_name(context->provider);
+    CHECK_TEXT(name, context->is_std ? context->can->name : context->label);
+    CHECK(!context->is_std || context->can->shares);
+}
+
+static void test_options(test_context *context) {
+    struct {
+        shmp_provider_options options;
+        char grown[64];
+    } newer;
+    shmp_provider_options options = {.struct_size = sizeof options};
+    shmp_provider *provider = opened(context->label, 0);
+    shmp_provider_close(provider);
+
+    memset(&newer, 0, sizeof newer);
+    newer.options.struct_size = sizeof newer;
+    if (CHECK_EQUAL(shmp_provider_open(context->label, &newer.options, &provider, NULL), 0))
+        shmp_provider_close(provider);
+
+    static const size_t too_small[] = {0, 1, sizeof(size_t), sizeof options - 1};
+    for (size_t i = 0; i < LENGTH(too_small); i++) {
+        options.struct_size = too_small[i];
+        check_open_refused(CODE(SHMP_EINVAL), context->label, &options);
+    }
+}
+
+static void test_options_of_others(test_context *context) {
+    const size_t size = sizeof(shmp_provider_options);
+    const shmp_provider_options refused[] = {
+        {.struct_size = size, .inner = context->provider},
+        {.struct_size = size, .address = "@nobody"},
+        {.struct_size = size, .timeout_ms = 1},
+        {.struct_size = size, .flags = 1u << 16},
+        {.struct_size = size, .flags = 1u << 31},
+    };
+    for (size_t i = 0; i < LENGTH(refused); i++) check_open_refused(CODE(SHMP_EINVAL), context->label, &refused[i]);
+    shmp_provider_options fd_ids = {.struct_size = size, .flags = SHMP_FD_IDS};
+    if (context->is_std || !context->can->is_file) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
+}
+
+static void test_fork_hooks(test_context *context) {
+    shmp_error error;
+    CHECK(SUCCEEDS(shmp_pre_fork, context->provider));
+    CHECK(SUCCEEDS(shmp_post_fork, context->provider, 0));
+    CHECK(SUCCEEDS(shmp_pre_fork, context->provider));
+    CHECK(SUCCEEDS(shmp_post_fork, context->provider, 1));
+}
+
+/* ---- Creating ------------------------------------------------------------------------------ */
+
+static void test_create(test_context *context) {
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    CHECK_EQUAL(shmp_flags(shmem), SHMP_OWNER);
+    CHECK_TEXT(shmp_backend(shmem), context->can->name);
+    size_t alignment = context->can->shares ? (size_t)sysconf(_SC_PAGESIZE) : _Alignof(max_align_t);
+    CHECK_EQUAL((uintptr_t)shmp_data(shmem) % alignment, 0);
+    closed(shmem);
+}
+
+static void check_size(const test_context *context, size_t size) {
+    check_subject("%zu bytes", size);
+    shmp_shmem *shmem = created(context, size, 0);
+    REQUIRE(shmem);
+    CHECK_EQUAL(shmp_size(shmem), size);
+    CHECK(all_bytes_are(shmem, 0));
+    memset(shmp_data(shmem), 0xff, size);
+    shmp_shmem *other = twin(context, shmem, 0);
+    if (other) {
+        CHECK_EQUAL(shmp_size(other), size);
+        CHECK(all_bytes_are(other, context->can->shares ? 0xff : 0));
+    }
+    closed(other);
+    closed(shmem);
+}
+
+static void test_sizes_are_exact_and_zeroed(test_context *context) {
+    static const size_t sizes[] = {1, 2, 4095, 4096, 4097, 65536, 1048577, 4095, 1};
+    for (size_t i = 0; i < LENGTH(sizes); i++) check_size(context, sizes[i]);
+}
+
+static int lacks_memory(int result, const shmp_error *error) {
+    return result == -SHMP_ENOMEM || (result == -SHMP_EOS && (error->os_error == ENOSPC || error->os_error == ENOMEM));
+}
+
+static void test_sparse_beyond_2_gib(test_context *context) {
+    const uint64_t size = (UINT64_C(1) << 31) + 1;
+    SKIP_UNLESS(size <= PTRDIFF_MAX, "needs 64 bits");
+    shmp_error error = poisoned_error();
+    shmp_shmem *shmem;
+    int result = shmp_create(context->provider, (size_t)size, 0, &shmem, &error);
+    SKIP_UNLESS(!lacks_memory(result, &error), "2 GiB do not fit: give the machine more memory or a larger /dev/shm");
+    if (!check_success(result, &error, __FILE__, __LINE__, "shmp_create")) return;
+    CHECK(shmp_size(shmem) == size);
+    bytes_of(shmem)[size - 1] = FROM_PARENT;
+    CHECK_EQUAL(bytes_of(shmem)[size / 2], 0);
+    shmp_shmem *other = twin(context, shmem, 0);
+    if (other) CHECK_EQUAL(bytes_of(other)[size - 1], context->can->shares ? FROM_PARENT : 0);
+    closed(other);
+    closed(shmem);
+}
+
+/* More than any machine has: an error, or a sparse segment, but no crash. */
+static void test_monstrous_sizes(test_context *context) {
+    static const uint64_t sizes[] = {UINT64_C(1) << 40,   UINT64_C(1) << 46, UINT64_C(1) << 47,    UINT64_C(1) << 62,
+                                     PTRDIFF_MAX - 4096u, PTRDIFF_MAX - 1u,  (uint64_t)PTRDIFF_MAX};
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        if (sizes[i] > PTRDIFF_MAX) continue;
+        check_subject("%#llx bytes", (unsigned long long)sizes[i]);
+        shmp_error error = poisoned_error();
+        shmp_shmem *shmem = UNTOUCHED;
+        int result = shmp_create(context->provider, (size_t)sizes[i], 0, &shmem, &error);
+        if (result == 0) {
+            bytes_of(shmem)[sizes[i] - 1] = 1;
+            closed(shmem);
+            continue;
+        }
+        check_refusal(result, CODE(SHMP_EOS) | CODE(SHMP_ENOMEM) | CODE(SHMP_EOVERFLOW), &error, __FILE__, __LINE__,
+                      "shmp_create");
+        CHECK(shmem == UNTOUCHED);
+    }
+}
+
+static void test_impossible_sizes(test_context *context) {
+    static const struct {
+        size_t size;
+        unsigned codes;
+    } rows[] = {
+        {0, CODE(SHMP_EINVAL)},
+        {(size_t)PTRDIFF_MAX + 1, CODE(SHMP_EOVERFLOW)},
+        {SIZE_MAX - 4095, CODE(SHMP_EOVERFLOW)},
+        {SIZE_MAX, CODE(SHMP_EOVERFLOW)},
+    };
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    shmp_description description = described(shmem);
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        check_subject("%zu bytes", rows[i].size);
+        CHECK_REFUSED(rows[i].codes, shmp_create, context->provider, rows[i].size, 0u);
+        description.size = rows[i].size;
+        CHECK_REFUSED(rows[i].codes, shmp_attach, context->provider, &description, 0u);
+    }
+    closed(shmem);
+}
+
+static void test_unknown_flags(test_context *context) {
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    shmp_description description = described(shmem);
+    for (unsigned bit = 1; bit; bit <<= 1) {
+        check_subject("flag %#x", bit);
+        if (!(bit & (SHMP_RESERVE | SHMP_INHERIT))) {
+            CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_create, context->provider, (size_t)SMALL, bit);
+            CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_create_named, context->provider, own_name(), (size_t)SMALL, bit);
+        }
+        if (!(bit & (SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE)))
+            CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_attach, context->provider, &description, bit);
+    }
+    closed(shmem);
+}
+
+static void test_null_arguments(test_context *context) {
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    shmp_description description = described(shmem);
+    CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_create_named, context->provider, NULL, (size_t)SMALL, 0u);
+    CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_attach, context->provider, NULL, 0u);
+    CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_from_env, context->provider, NULL, 0u);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_create, context->provider, (size_t)SMALL, 0u, NULL);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_create_named, context->provider, own_name(), (size_t)SMALL, 0u, NULL);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_attach, context->provider, &description, 0u, NULL);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_to_env, shmem, NULL);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_describe, shmem, NULL);
+    closed(shmem);
+}
+
+/* mincore does not count a file's pages before their first use, st_blocks does. */
+static size_t allocated_bytes(const shmp_shmem *shmem, size_t pages) {
+    struct stat file;
+    unsigned char resident[64];
+    size_t count = 0;
+    if (shmp_fileno(shmem) >= 0) return fstat(shmp_fileno(shmem), &file) == 0 ? (size_t)file.st_blocks * 512 : 0;
+    if (pages > sizeof resident || mincore(shmp_data(shmem), shmp_size(shmem), (void *)resident) < 0) return 0;
+    for (size_t i = 0; i < pages; i++) count += resident[i] & 1;
+    return count * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static void test_reserve(test_context *context) {
+    enum { PAGES = 16 };
+    size_t size = PAGES * (size_t)sysconf(_SC_PAGESIZE);
+    if (!context->can->reserves) {
+        CHECK_REFUSED(CODE(SHMP_EUNSUPPORTED), shmp_create, context->provider, size, (unsigned)SHMP_RESERVE);
+        return;
+    }
+    shmp_shmem *shmem = created(context, size, SHMP_RESERVE);
+    REQUIRE(shmem);
+    CHECK(allocated_bytes(shmem, PAGES) >= size);
+    CHECK(all_bytes_are(shmem, 0));
+    CHECK_EQUAL(shmp_size(shmem), size);
+    CHECK_EQUAL(shmp_flags(shmem), SHMP_OWNER);
+    closed(shmem);
+    if (UINT64_C(1) << 46 <= PTRDIFF_MAX)
+        CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)(UINT64_C(1) << 46),
+                      (unsigned)SHMP_RESERVE);
+}
+
+/* ---- Sharing ------------------------------------------------------------------------------- */
+
+static void test_handles_share_memory(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_shmem *other = twin(context, owner, 0);
+    REQUIRE(other);
+    CHECK_EQUAL(shmp_flags(other), 0);
+    CHECK_TEXT(shmp_backend(other), context->can->name);
+    CHECK(shmp_data(other) != shmp_data(owner));
+    bytes_of(owner)[0] = FROM_PARENT;
+    bytes_of(other)[SMALL - 1] = FROM_CHILD;
+    CHECK_EQUAL(bytes_of(other)[0], context->can->shares ? FROM_PARENT : 0);
+    CHECK_EQUAL(bytes_of(owner)[SMALL - 1], context->can->shares ? FROM_CHILD : 0);
+    closed(other);
+    closed(owner);
+}
+
+static void test_attach_to_a_part(test_context *context) {
+    shmp_shmem *owner = created(context, 2 * SMALL, 0);
+    REQUIRE(owner);
+    memset(shmp_data(owner), FROM_PARENT, 2 * SMALL);
+    shmp_description description = described(owner);
+    description.size = 1;
+    shmp_shmem *part = attached(context, &description, 0);
+    REQUIRE(part);
+    CHECK_EQUAL(shmp_size(part), 1);
+    CHECK_EQUAL(described(part).size, 1);
+    CHECK_EQUAL(bytes_of(part)[0], context->can->shares ? FROM_PARENT : 0);
+    closed(part);
+    closed(owner);
+}
+
+static void test_attach_to_the_whole(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "attaching is a fresh segment of any size");
+    static const size_t sizes[] = {0, 1, SIZE_MAX};
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    shmp_shmem *owner = created(context, SMALL + 1, 0);
+    REQUIRE(owner);
+    bytes_of(owner)[SMALL] = FROM_PARENT;
+    shmp_description description = described(owner);
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        check_subject("description of %zu bytes", sizes[i]);
+        description.size = sizes[i];
+        shmp_shmem *whole = attached(context, &description, SHMP_WHOLE | SHMP_READ_ONLY);
+        if (!whole) continue;
+        CHECK(shmp_size(whole) >= SMALL + 1 && shmp_size(whole) < SMALL + 1 + page);
+        CHECK_EQUAL(described(whole).size, shmp_size(whole));
+        CHECK_EQUAL(shmp_flags(whole), SHMP_READ_ONLY);
+        CHECK_EQUAL(bytes_of(whole)[SMALL], FROM_PARENT);
+        closed(whole);
+    }
+    description = description_of(context->can->gone_id, 0);
+    CHECK_REFUSED(GONE, shmp_attach, context->provider, &description, (unsigned)SHMP_WHOLE);
+    description = description_of("-1", 0);
+    CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &description, (unsigned)SHMP_WHOLE);
+    closed(owner);
+}
+
+static void test_description_larger_than_segment(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "attaching is a fresh segment of any size");
+    static const size_t sizes[] = {SMALL + 1, 2 * SMALL, (size_t)1 << 30, PTRDIFF_MAX - 1, PTRDIFF_MAX};
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    for (size_t i = 0; i < LENGTH(sizes); i++) {
+        description.size = sizes[i];
+        check_subject("%zu bytes", sizes[i]);
+        CHECK_REFUSED(CODE(SHMP_ESIZE), shmp_attach, context->provider, &description, 0u);
+        CHECK_REFUSED(CODE(SHMP_ESIZE), shmp_attach, context->provider, &description, (unsigned)SHMP_READ_ONLY);
+    }
+    closed(owner);
+}
+
+static void test_descriptions(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL + 1, 0);
+    REQUIRE(owner);
+    shmp_description first = described(owner), again = described(owner);
+    CHECK_EQUAL(first.size, SMALL + 1);
+    REQUIRE(memchr(first.id, 0, sizeof first.id));
+    CHECK_TEXT(again.id, first.id);
+    CHECK_EQUAL(*first.id != 0, context->can->shares);
+    for (const char *at = first.id; *at; at++) CHECK(*at > ' ' && *at <= '~');
+    shmp_shmem *second_owner = created(context, SMALL, 0);
+    if (second_owner && context->can->shares) CHECK(strcmp(described(second_owner).id, first.id) != 0);
+    closed(second_owner);
+    closed(owner);
+}
+
+static void test_bytes_after_the_end_of_an_id(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    size_t used = strlen(description.id) + 1;
+    memset(description.id + used, 0xff, sizeof description.id - used);
+    shmp_shmem *other = attached(context, &description, 0);
+    closed(other);
+    closed(owner);
+}
+
+static void write_first_byte(void *shmem) {
+    const struct rlimit no_core = {0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    signal(SIGSEGV, SIG_DFL);
+    signal(SIGBUS, SIG_DFL);
+    bytes_of(shmem)[0] = 1;
+}
+
+static void test_read_only(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    bytes_of(owner)[0] = FROM_PARENT;
+    shmp_shmem *reader = twin(context, owner, SHMP_READ_ONLY);
+    REQUIRE(reader);
+    CHECK_EQUAL(shmp_flags(reader), SHMP_READ_ONLY);
+    CHECK_EQUAL(bytes_of(reader)[0], context->can->shares ? FROM_PARENT : 0);
+    shmp_shmem *second = twin(context, reader, SHMP_READ_ONLY);
+    if (second) CHECK_EQUAL(bytes_of(second)[0], context->can->shares ? FROM_PARENT : 0);
+    closed(second);
+    closed(reader);
+    closed(owner);
+}
+
+static void test_writing_read_only_memory_kills(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "heap memory cannot be protected");
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_shmem *reader = twin(context, owner, SHMP_READ_ONLY);
+    REQUIRE(reader);
+    int status = status_in_child(write_first_byte, reader);
+#if defined(__APPLE__)
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
+#else
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+#endif
+    CHECK_EQUAL(bytes_of(owner)[0], 0);
+    closed(reader);
+    closed(owner);
+}
+
+/* ---- Closing ------------------------------------------------------------------------------- */
+
+static void test_provider_closed_before_segments(test_context *context) {
+    shmp_provider *provider = opened(context->label, 0);
+    REQUIRE(provider);
+    shmp_shmem *owner = created_by(provider, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    shmp_shmem *other = attached_by(provider, &description, 0);
+    shmp_provider_close(provider);
+    REQUIRE(other);
+    bytes_of(owner)[0] = FROM_PARENT;
+    CHECK_EQUAL(bytes_of(other)[0], context->can->shares ? FROM_PARENT : 0);
+    CHECK_TEXT(described(owner).id, description.id);
+    closed(owner);
+    bytes_of(other)[1] = FROM_CHILD;
+    closed(other);
+}
+
+static void check_closing_order(const test_context *context, const int order[3]) {
+    shmp_shmem *handles[3] = {created(context, SMALL, 0), NULL, NULL};
+    check_subject("closing %d %d %d", order[0], order[1], order[2]);
+    REQUIRE(handles[0]);
+    for (int i = 1; i < 3; i++) handles[i] = twin(context, handles[i - 1], 0);
+    REQUIRE(handles[1] && handles[2]);
+    for (int i = 0; i < 3; i++) {
+        closed(handles[order[i]]);
+        handles[order[i]] = NULL;
+        unsigned char value = (unsigned char)(i + 1);
+        for (int at = 0; at < 3; at++)
+            if (handles[at]) bytes_of(handles[at])[SMALL - 1] = value;
+        for (int at = 0; at < 3; at++)
+            if (handles[at]) CHECK_EQUAL(bytes_of(handles[at])[SMALL - 1], value);
+    }
+}
+
+static void test_closing_in_any_order(test_context *context) {
+    static const int orders[][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    for (size_t i = 0; i < LENGTH(orders); i++) check_closing_order(context, orders[i]);
+}
+
+static void test_gone_after_the_last_close(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "attaching never finds a segment");
+    char size[24];
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_shmem *other = twin(context, owner, 0);
+    REQUIRE(other);
+    shmp_description of_owner = described(owner), of_other = described(other);
+    closed(owner);
+    closed(other);
+    CHECK_REFUSED(context->can->when_gone, shmp_attach, context->provider, &of_owner, 0u);
+    CHECK_REFUSED(context->can->when_gone, shmp_attach, context->provider, &of_other, (unsigned)SHMP_READ_ONLY);
+    snprintf(size, sizeof size, "%zu", of_owner.size);
+    check_spawned("nothing", context->label, of_owner.id, size);
+}
+
+typedef struct deathbed {
+    const test_context *context;
+    int to_parent;
+    const char *name; /* NULL: shmp_create */
+    int lived_in;     /* the descriptor whose end a forked grandchild waits for; -1: none is forked */
+} deathbed;
+
+static void outlive_parent(const deathbed *last) {
+    char byte;
+    close(last->to_parent);
+    (void)!read(last->lived_in, &byte, 1);
+    _exit(0);
+}
+
+static void create_and_die(void *argument) {
+    const deathbed *last = argument;
+    shmp_shmem *shmem = last->name ? created_named(last->context, last->name) : created(last->context, SMALL, 0);
+    REQUIRE(shmem);
+    shmp_description description = described(shmem);
+    if (last->lived_in >= 0 && fork() == 0) outlive_parent(last);
+    if (write(last->to_parent, &description, sizeof description) == (ssize_t)sizeof description)
+        kill(getpid(), SIGKILL);
+}
+
+/* What a process that was killed had created; its id is empty when that failed. */
+static shmp_description killed_owner(const test_context *context, const char *name, int lived_in) {
+    int ends[2];
+    shmp_description description = {.size = 0};
+    if (!CHECK(pipe(ends) == 0)) return description;
+    deathbed last = {context, ends[1], name, lived_in};
+    int status = status_in_child(create_and_die, &last);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    close(ends[1]);
+    CHECK_EQUAL(read(ends[0], &description, sizeof description), sizeof description);
+    close(ends[0]);
+    return description;
+}
+
+static int is_there(const test_context *context, const shmp_description *description) {
+    shmp_shmem *shmem = NULL;
+    int result = shmp_attach(context->provider, description, SHMP_READ_ONLY, &shmem, NULL);
+    closed(shmem);
+    CHECK(result == 0 || result == -SHMP_ENOTFOUND);
+    return result == 0;
+}
+
+static void test_owner_killed(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "private memory");
+    shmp_description description = killed_owner(context, NULL, -1);
+    REQUIRE(*description.id);
+    if (context->can->has_names) shm_unlink(description.id); /* or somebody reaped it already */
+    CHECK_REFUSED(context->can->when_gone, shmp_attach, context->provider, &description, 0u);
+}
+
+/* ---- Other processes ----------------------------------------------------------------------- */
+
+static void test_another_process_by_description(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "private memory");
+    char size[24];
+    shmp_shmem *owner = created(context, SMALL + 1, 0);
+    REQUIRE(owner);
+    mark_for_child(owner);
+    shmp_description description = described(owner);
+    snprintf(size, sizeof size, "%zu", description.size);
+    check_spawned("attach", context->label, description.id, size);
+    check_marked_by_child(owner);
+    mark_for_child(owner);
+    check_spawned("attach", "std", description.id, size);
+    check_marked_by_child(owner);
+    closed(owner);
+}
+
+static void test_another_process_by_environment(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "private memory");
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL + 1, 0);
+    REQUIRE(owner);
+    mark_for_child(owner);
+    CHECK(SUCCEEDS(shmp_to_env, owner, variable));
+    check_spawned("environment", context->label, variable, "");
+    check_marked_by_child(owner);
+    unsetenv(variable);
+    unsetenv(variable_size);
+    closed(owner);
+}
+
+typedef struct fork_family {
+    const test_context *context;
+    shmp_shmem *owner, *other;
+} fork_family;
+
+static void use_inherited_handles(void *argument) {
+    const fork_family *family = argument;
+    CHECK_EQUAL(shmp_flags(family->owner), 0);
+    CHECK_EQUAL(bytes_of(family->owner)[0], FROM_PARENT);
+    bytes_of(family->owner)[1] = FROM_CHILD;
+    CHECK_EQUAL(described(family->owner).size, SMALL);
+    shmp_shmem *own = twin(family->context, family->owner, 0);
+    if (own && family->context->can->shares) CHECK_EQUAL(bytes_of(own)[1], FROM_CHILD);
+    closed(own);
+    shmp_shmem *fresh = created(family->context, SMALL, 0);
+    if (fresh) CHECK_EQUAL(shmp_flags(fresh), SHMP_OWNER);
+    closed(fresh);
+    closed(family->owner);
+    closed(family->other);
+    shmp_provider_close(family->context->provider);
+}
+
+static void test_fork(test_context *context) {
+    fork_family family = {context, created(context, SMALL, 0), NULL};
+    REQUIRE(family.owner);
+    family.other = twin(context, family.owner, 0);
+    REQUIRE(family.other);
+    shmp_description description = described(family.owner);
+    bytes_of(family.owner)[0] = FROM_PARENT;
+    CHECK_IN_CHILD(use_inherited_handles, &family);
+    CHECK_EQUAL(shmp_flags(family.owner), SHMP_OWNER);
+    CHECK_EQUAL(bytes_of(family.owner)[1], context->can->shares ? FROM_CHILD : 0);
+    shmp_shmem *late = attached(context, &description, 0);
+    if (late) CHECK_EQUAL(bytes_of(late)[0], context->can->shares ? FROM_PARENT : 0);
+    closed(late);
+    closed(family.other);
+    closed(family.owner);
+}
+
+/* ---- Garbage ------------------------------------------------------------------------------- */
+
+static const char *const garbage_ids[] = {
+    "12345678901234567890",
+    "/aaaaaaaaaaaaaaaaaaa",
+    "1.1.aaaaaaaaaaaaaaaa",
+    "\xff\xfe",
+    "/caf\xc3\xa9",
+    "\x01",
+    "/a\tb",
+    "/a\n",
+    "/a b",
+    "-1",
+    "+1",
+    "1 ",
+    " 1",
+    "007",
+    "0x10",
+    "1e3",
+    "99999999999",
+    "2147483648",
+    "4294967296",
+    "18446744073709551616",
+    "/../etc/passwd",
+    "/",
+    "//",
+    "//a",
+    "/a/",
+    "/.",
+    "/..",
+    ".",
+    "..",
+    "...",
+    "a",
+    "1:2",
+    "libafl_0123456789ab",
+    "1.2",
+    "1.2.",
+    "1.2.3",
+    "1.2.abc",
+    "1.2.3.4",
+    "1..abcd",
+    ".1.abcd",
+    "-1.2.abcd",
+    "1.-2.abcd",
+    "1.2.-abcd",
+    "1.1.zzzz",
+    "1.1.0x10",
+    "01.1.abcd",
+    "99999999999.1.abcd",
+    "1.99999999999.abcd",
+    "1,2,abcd",
+};
+
+static void check_garbage(const test_context *context, const char *id, unsigned codes) {
+    shmp_description description = description_of(id, 1);
+    check_subject("id \"%s\"", id);
+    CHECK_REFUSED(codes, shmp_attach, context->provider, &description, 0u);
+    CHECK_REFUSED(codes, shmp_attach, context->provider, &description, (unsigned)SHMP_READ_ONLY);
+}
+
+static void test_garbage_ids(test_context *context) {
+    for (size_t i = 0; i < LENGTH(garbage_ids); i++) {
+        /* Well-formed for memfd, but for the process: no pid is that large. */
+        int no_such_pid = strcmp(garbage_ids[i], "99999999999.1.abcd") == 0 && strcmp(context->can->name, "memfd") == 0;
+        check_garbage(context, garbage_ids[i], no_such_pid ? GARBAGE | GONE : GARBAGE);
+    }
+    if (context->is_std || context->can->shares) check_garbage(context, "", GARBAGE);
+}
+
+static void test_gone_ids(test_context *context) {
+    for (int i = 0; i < KNOWN_PROVIDERS; i++) {
+        const capabilities *other = &known_providers[i];
+        if (!other->gone_id) continue;
+        unsigned codes = GARBAGE;
+        if (context->is_std || other == context->can) codes = GONE;
+        /* A number is a descriptor to those who take descriptors. */
+        if (!context->is_std && context->can->is_file && strcmp(other->name, "sysv") == 0) codes |= GONE;
+        check_garbage(context, other->gone_id, codes);
+    }
+}
+
+static void check_mutation(const test_context *context, const shmp_description *description) {
+    shmp_shmem *shmem = UNTOUCHED;
+    shmp_error error = poisoned_error();
+    int result = shmp_attach(context->provider, description, SHMP_READ_ONLY, &shmem, &error);
+    if (result == 0) {
+        closed(shmem);
+        return;
+    }
+    check_refusal(result, GARBAGE | GONE | CODE(SHMP_ESIZE) | CODE(SHMP_EOS), &error, __FILE__, __LINE__,
+                  "shmp_attach");
+    CHECK(shmem == UNTOUCHED);
+}
+
+static void test_mutated_ids(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    for (size_t at = 0; at < sizeof description.id; at++) {
+        char original = description.id[at];
+        for (int value = 0; value < 256; value++) {
+            description.id[at] = (char)value;
+            check_subject("byte %zu of \"%s\" is %#x", at, described(owner).id, (unsigned)value);
+            check_mutation(context, &description);
+        }
+        description.id[at] = original;
+    }
+    closed(owner);
+}
+
+/* ---- Descriptors and names that are no shared memory --------------------------------------- */
+
+enum { SOCKET, PIPE_READ, PIPE_WRITE, PIPE_ALONE, DIRECTORY, NULL_DEVICE, DISK_FILE, FOREIGN };
+static const char *const foreign_names[FOREIGN] = {"socket",    "pipe (read)", "pipe (write)", "pipe nobody writes to",
+                                                   "directory", "/dev/null",   "disk file"};
+
+/* A file on a disk; -1: every place for one is in memory. */
+static int open_disk_file(void) {
+    static const char *const templates[] = {"/var/tmp/shmp_XXXXXX", "/tmp/shmp_XXXXXX", "./shmp_XXXXXX"};
+    for (size_t i = 0; i < LENGTH(templates); i++) {
+        char path[32];
+        strcpy(path, templates[i]);
+        int fd = mkstemp(path);
+        if (fd < 0) continue;
+        unlink(path);
+#if defined(F_GET_SEALS)
+        int is_in_memory = fcntl(fd, F_GET_SEALS) >= 0;
+#else
+        int is_in_memory = 0;
+#endif
+        if (!is_in_memory && ftruncate(fd, SMALL) == 0) return fd;
+        close(fd);
+    }
+    return -1;
+}
+
+static void open_foreign(int fds[FOREIGN]) {
+    int ends[2];
+    for (int i = 0; i < FOREIGN; i++) fds[i] = -1;
+    fds[SOCKET] = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (pipe(ends) == 0) fds[PIPE_READ] = ends[0], fds[PIPE_WRITE] = ends[1];
+    if (pipe(ends) == 0) fds[PIPE_ALONE] = ends[0], close(ends[1]);
+    fds[DIRECTORY] = open("/", O_RDONLY);
+    fds[NULL_DEVICE] = open("/dev/null", O_RDWR);
+    fds[DISK_FILE] = open_disk_file();
+    for (int i = 0; i < DISK_FILE; i++) CHECK(fds[i] >= 0);
+}
+
+static void close_foreign(const int fds[FOREIGN]) {
+    for (int i = 0; i < FOREIGN; i++)
+        if (fds[i] >= 0) close(fds[i]);
+}
+
+static void test_foreign_descriptors(test_context *context) {
+    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    int fds[FOREIGN];
+    char id[24];
+    open_foreign(fds);
+    for (int i = 0; i < FOREIGN; i++) {
+        if (fds[i] < 0) continue;
+        snprintf(id, sizeof id, "%d", fds[i]);
+        shmp_description description = description_of(id, 1);
+        check_subject("%s", foreign_names[i]);
+        CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &description, 0u);
+        CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &description, (unsigned)SHMP_READ_ONLY);
+    }
+    close_foreign(fds);
+}
+
+#if defined(__linux__)
+
+/* The memfd id that a descriptor of process `pid` would have if it were a segment. */
+static shmp_description memfd_description(pid_t pid, int fd) {
+    char id[64];
+    struct stat file;
+    memset(&file, 0, sizeof file);
+    fstat(fd, &file);
+    int used = snprintf(id, sizeof id, "%ld.%d.", (long)pid, fd);
+    int digits = used < 3 ? 0 : 19 - used > 16 ? 16 : 19 - used;
+    unsigned long long inode = (unsigned long long)file.st_ino;
+    if (digits < 16) inode &= (1ull << 4 * digits) - 1;
+    snprintf(id + used, sizeof id - (size_t)used, "%0*llx", digits, inode);
+    return description_of(id, 1);
+}
+
+typedef struct foreign_set {
+    const test_context *context;
+    pid_t pid;
+    int fds[FOREIGN];
+} foreign_set;
+
+static void attach_to_foreigners(void *argument) {
+    const foreign_set *foreign = argument;
+    for (int i = 0; i < FOREIGN; i++) {
+        if (foreign->fds[i] < 0) continue;
+        shmp_description description = memfd_description(foreign->pid, foreign->fds[i]);
+        check_subject("%s, id \"%s\"", foreign_names[i], description.id);
+        CHECK_REFUSED(GARBAGE, shmp_attach, foreign->context->provider, &description, 0u);
+        CHECK_REFUSED(GARBAGE, shmp_attach, foreign->context->provider, &description, (unsigned)SHMP_READ_ONLY);
+    }
+}
+
+static void test_foreign_descriptors_by_memfd_id(test_context *context) {
+    SKIP_UNLESS(strcmp(context->can->name, "memfd") == 0, "has no such ids");
+    foreign_set foreign = {.context = context, .pid = getpid()};
+    open_foreign(foreign.fds);
+    if (CHECK_IN_CHILD(attach_to_foreigners, &foreign)) attach_to_foreigners(&foreign);
+    close_foreign(foreign.fds);
+}
+
+static void check_memfd(const test_context *context, int seals, int accepted) {
+    int fd = memfd_create("conformance", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    REQUIRE(fd >= 0);
+    CHECK_EQUAL(ftruncate(fd, SMALL), 0);
+    CHECK_EQUAL(fcntl(fd, F_ADD_SEALS, seals), 0);
+    shmp_description description = memfd_description(getpid(), fd);
+    check_subject("seals %#x, id \"%s\"", (unsigned)seals, description.id);
+    if (accepted)
+        closed(attached(context, &description, 0));
+    else
+        CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &description, 0u);
+    close(fd);
+}
+
+static void test_memfd_must_be_sealed(test_context *context) {
+    SKIP_UNLESS(strcmp(context->can->name, "memfd") == 0, "no memfd");
+    check_memfd(context, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, 1);
+    check_memfd(context, F_SEAL_SHRINK | F_SEAL_GROW, 1);
+    check_memfd(context, 0, 0);
+    check_memfd(context, F_SEAL_SHRINK, 0);
+    check_memfd(context, F_SEAL_GROW, 0);
+}
+
+static void test_memfd_inode_must_match(test_context *context) {
+    SKIP_UNLESS(strcmp(context->can->name, "memfd") == 0, "no memfd");
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description valid = described(owner), changed = valid;
+    size_t last = strlen(valid.id) - 1, tail = (size_t)(strrchr(valid.id, '.') - valid.id) + 1;
+    check_subject("\"%s\" with another tail", valid.id);
+    changed.id[last] = valid.id[last] == '0' ? '1' : '0';
+    CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &changed, 0u);
+    changed = valid;
+    changed.id[tail + 3] = 0;
+    CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &changed, 0u);
+    changed.id[tail] = 0;
+    CHECK_REFUSED(GARBAGE, shmp_attach, context->provider, &changed, 0u);
+    closed(owner);
+}
+
+static void test_memfd_size_is_sealed(test_context *context) {
+    SKIP_UNLESS(strcmp(context->can->name, "memfd") == 0, "no memfd");
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    CHECK(ftruncate(shmp_fileno(owner), 1) < 0);
+    CHECK(ftruncate(shmp_fileno(owner), 2 * SMALL) < 0);
+    closed(owner);
+}
+
+static void attach_to_names(void *argument) {
+    const test_context *context = ((void **)argument)[0];
+    const char *prefix = ((void **)argument)[1];
+    static const char *const suffixes[] = {"d", "f", "l"};
+    for (size_t i = 0; i < LENGTH(suffixes); i++) {
+        char id[20];
+        snprintf(id, sizeof id, "%.17s%s", prefix, suffixes[i]);
+        check_garbage(context, id, GARBAGE);
+    }
+}
+
+static void test_foreign_names(test_context *context) {
+    SKIP_UNLESS(context->can->has_names || context->is_std, "has no names");
+    SKIP_UNLESS(access("/dev/shm", W_OK) == 0, "/dev/shm is not writable");
+    char prefix[20], paths[3][32];
+    snprintf(prefix, sizeof prefix, "/conf%ld", (long)getpid());
+    snprintf(paths[0], sizeof paths[0], "/dev/shm%sd", prefix);
+    snprintf(paths[1], sizeof paths[1], "/dev/shm%sf", prefix);
+    snprintf(paths[2], sizeof paths[2], "/dev/shm%sl", prefix);
+    CHECK_EQUAL(mkdir(paths[0], 0700), 0);
+    CHECK_EQUAL(mkfifo(paths[1], 0600), 0);
+    CHECK_EQUAL(symlink("/etc/passwd", paths[2]), 0);
+    void *arguments[] = {context, prefix};
+    CHECK_IN_CHILD(attach_to_names, arguments);
+    rmdir(paths[0]);
+    unlink(paths[1]);
+    unlink(paths[2]);
+}
+
+#endif
+
+/* ---- Environment --------------------------------------------------------------------------- */
+
+static void forget_environment(void) {
+    unsetenv(variable);
+    unsetenv(variable_size);
+}
+
+static void test_environment_round_trip(test_context *context) {
+    char size[24];
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL + 1, 0), *other;
+    REQUIRE(owner);
+    setenv(variable, "overwritten", 1);
+    CHECK(SUCCEEDS(shmp_to_env, owner, variable));
+    snprintf(size, sizeof size, "%zu", shmp_size(owner));
+    CHECK_TEXT(getenv(variable), described(owner).id);
+    CHECK_TEXT(getenv(variable_size), size);
+    bytes_of(owner)[SMALL] = FROM_PARENT;
+    if (*described(owner).id || !context->is_std)
+        if (SUCCEEDS(shmp_from_env, context->provider, variable, SHMP_READ_ONLY, &other)) {
+            CHECK_EQUAL(shmp_flags(other), SHMP_READ_ONLY);
+            CHECK_EQUAL(shmp_size(other), SMALL + 1);
+            CHECK_EQUAL(bytes_of(other)[SMALL], context->can->shares ? FROM_PARENT : 0);
+            closed(other);
+        }
+    CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_from_env, context->provider, variable, 1u << 31);
+    forget_environment();
+    closed(owner);
+}
+
+static void check_env_missing(const test_context *context, const char *missing) {
+    shmp_error error = poisoned_error();
+    shmp_shmem *shmem = UNTOUCHED;
+    CHECK_REFUSED(CODE(SHMP_ENOENV), shmp_from_env, context->provider, variable, 0u);
+    shmp_from_env(context->provider, variable, 0, &shmem, &error);
+    CHECK(strstr(error.message, missing));
+}
+
+static void test_environment_missing(test_context *context) {
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    forget_environment();
+    check_env_missing(context, variable);
+    CHECK(SUCCEEDS(shmp_to_env, owner, variable));
+    unsetenv(variable_size);
+    check_env_missing(context, variable_size);
+    CHECK(SUCCEEDS(shmp_to_env, owner, variable));
+    unsetenv(variable);
+    check_env_missing(context, variable);
+    forget_environment();
+    closed(owner);
+}
+
+static void test_environment_sizes(test_context *context) {
+    static const struct {
+        const char *text;
+        unsigned codes;
+    } rows[] = {
+        {"", CODE(SHMP_EINVAL)},
+        {" ", CODE(SHMP_EINVAL)},
+        {" 1", CODE(SHMP_EINVAL)},
+        {"1 ", CODE(SHMP_EINVAL)},
+        {"1\n", CODE(SHMP_EINVAL)},
+        {"1e6", CODE(SHMP_EINVAL)},
+        {"+1", CODE(SHMP_EINVAL)},
+        {"-1", CODE(SHMP_EINVAL)},
+        {"0x10", CODE(SHMP_EINVAL)},
+        {"1.0", CODE(SHMP_EINVAL)},
+        {"1,000", CODE(SHMP_EINVAL)},
+        {"4k", CODE(SHMP_EINVAL)},
+        {"size", CODE(SHMP_EINVAL)},
+        {"0", CODE(SHMP_EINVAL)},
+        {"99999999999999999999999999", CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW)},
+        {"18446744073709551616", CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW)},
+        {"18446744073709551615", CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW)},
+    };
+    shmp_error error;
+    char text[512];
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    CHECK(SUCCEEDS(shmp_to_env, owner, variable));
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        setenv(variable_size, rows[i].text, 1);
+        check_subject("size \"%s\"", rows[i].text);
+        CHECK_REFUSED(rows[i].codes, shmp_from_env, context->provider, variable, 0u);
+    }
+    memset(text, '1', sizeof text - 1);
+    text[sizeof text - 1] = 0;
+    setenv(variable_size, text, 1);
+    check_subject("a size of %zu digits", sizeof text - 1);
+    CHECK_REFUSED(CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW), shmp_from_env, context->provider, variable, 0u);
+    snprintf(text, sizeof text, "%zu", (size_t)SIZE_MAX);
+    setenv(variable_size, text, 1);
+    check_subject("size %s", text);
+    CHECK_REFUSED(CODE(SHMP_EOVERFLOW), shmp_from_env, context->provider, variable, 0u);
+    forget_environment();
+    closed(owner);
+}
+
+static void test_environment_ids(test_context *context) {
+    char overlong[300];
+    setenv(variable_size, "1", 1);
+    for (size_t i = 0; i < LENGTH(garbage_ids); i++) {
+        if (strcmp(garbage_ids[i], "99999999999.1.abcd") == 0) continue;
+        setenv(variable, garbage_ids[i], 1);
+        check_subject("id \"%s\"", garbage_ids[i]);
+        CHECK_REFUSED(GARBAGE, shmp_from_env, context->provider, variable, 0u);
+    }
+    memset(overlong, 'a', sizeof overlong - 1);
+    overlong[sizeof overlong - 1] = 0;
+    setenv(variable, overlong, 1);
+    CHECK_REFUSED(GARBAGE, shmp_from_env, context->provider, variable, 0u);
+    setenv(variable, "", 1);
+    if (context->is_std || context->can->shares) CHECK_REFUSED(GARBAGE, shmp_from_env, context->provider, variable, 0u);
+    forget_environment();
+}
+
+static void test_environment_names(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_to_env, owner, "");
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_to_env, owner, "A=B");
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_to_env, owner, "=");
+    closed(owner);
+}
+
+static void check_given_to_afl(const shmp_shmem *shmem, int allowed) {
+    static const char name[] = "__AFL_SHM_ID", name_of_size[] = "__AFL_SHM_ID_SIZE";
+    shmp_error error;
+    setenv(name, "before", 1);
+    setenv(name_of_size, "before", 1);
+    if (allowed) {
+        CHECK(SUCCEEDS(shmp_to_env, shmem, name));
+        CHECK_TEXT(getenv(name), described(shmem).id);
+    } else {
+        CHECK_FAILS(CODE(SHMP_EINVAL), shmp_to_env, shmem, name);
+        CHECK_TEXT(getenv(name), "before");
+        CHECK_TEXT(getenv(name_of_size), "before");
+    }
+    unsetenv(name);
+    unsetenv(name_of_size);
+    CHECK(SUCCEEDS(shmp_to_env, shmem, "__AFLX"));
+    unsetenv("__AFLX");
+    unsetenv("__AFLX_SIZE");
+}
+
+static void test_environment_of_afl(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    check_given_to_afl(owner, is_shareable_with_afl(&description, context->can));
+    closed(owner);
+    if (!context->can->is_file || context->is_std) return;
+    shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
+    shmp_shmem *numbered = provider ? created_by(provider, SMALL, 0) : NULL;
+    shmp_provider_close(provider);
+    REQUIRE(numbered);
+    check_subject("SHMP_FD_IDS");
+    check_given_to_afl(numbered, 0);
+    closed(numbered);
+}
+
+/* ---- Descriptors --------------------------------------------------------------------------- */
+
+static int is_kept_on_exec(int fd) {
+    int flags = fcntl(fd, F_GETFD);
+    return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static void test_fileno(test_context *context) {
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_shmem *other = twin(context, owner, 0);
+    REQUIRE(other);
+    if (context->can->is_file) {
+        CHECK(shmp_fileno(owner) > 2 && shmp_fileno(other) > 2);
+        CHECK(shmp_fileno(owner) != shmp_fileno(other));
+        CHECK(!is_kept_on_exec(shmp_fileno(owner)) && !is_kept_on_exec(shmp_fileno(other)));
+    } else {
+        CHECK_EQUAL(shmp_fileno(owner), -1);
+        CHECK_EQUAL(shmp_fileno(other), -1);
+    }
+    closed(other);
+    closed(owner);
+}
+
+static void test_inherit(test_context *context) {
+    shmp_shmem *plain = created(context, SMALL, 0);
+    REQUIRE(plain);
+    shmp_description description = described(plain);
+    if (context->can->is_file) {
+        shmp_shmem *owner = created(context, SMALL, SHMP_INHERIT);
+        shmp_shmem *other = attached(context, &description, SHMP_INHERIT);
+        CHECK(owner && is_kept_on_exec(shmp_fileno(owner)));
+        CHECK(other && is_kept_on_exec(shmp_fileno(other)));
+        CHECK(!is_kept_on_exec(shmp_fileno(plain)));
+        if (other) CHECK_EQUAL(shmp_flags(other), 0);
+        closed(other);
+        closed(owner);
+    } else {
+        CHECK_REFUSED(CODE(SHMP_EUNSUPPORTED), shmp_create, context->provider, (size_t)SMALL, (unsigned)SHMP_INHERIT);
+        CHECK_REFUSED(CODE(SHMP_EUNSUPPORTED), shmp_attach, context->provider, &description, (unsigned)SHMP_INHERIT);
+    }
+    closed(plain);
+}
+
+static void test_persist(test_context *context) {
+    shmp_error error;
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    if (context->can->is_file) {
+        CHECK(SUCCEEDS(shmp_persist, shmem));
+        CHECK(is_kept_on_exec(shmp_fileno(shmem)));
+        CHECK(SUCCEEDS(shmp_persist, shmem));
+    } else {
+        CHECK_FAILS(CODE(SHMP_EUNSUPPORTED), shmp_persist, shmem);
+    }
+    closed(shmem);
+}
+
+static void persist_and_execute(void *argument) {
+    const test_context *context = argument;
+    shmp_error error;
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    REQUIRE(shmem);
+    mark_for_child(shmem);
+    if (!SUCCEEDS(shmp_persist, shmem) || !SUCCEEDS(shmp_to_env, shmem, variable)) return;
+    execute("environment-last", context->label, variable, "");
+}
+
+static void test_persist_survives_exec(test_context *context) {
+    SKIP_UNLESS(context->can->is_file, "exec ends the segment");
+    CHECK_IN_CHILD(persist_and_execute, context);
+}
+
+static void test_inherited_descriptor_by_number(test_context *context) {
+    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    char id[24], size[24];
+    shmp_shmem *owner = created(context, SMALL, SHMP_INHERIT);
+    REQUIRE(owner);
+    mark_for_child(owner);
+    snprintf(id, sizeof id, "%d", shmp_fileno(owner));
+    snprintf(size, sizeof size, "%d", SMALL);
+    check_spawned("attach", context->label, id, size);
+    check_marked_by_child(owner);
+    closed(owner);
+}
+
+static void test_fd_ids(test_context *context) {
+    SKIP_UNLESS(context->can->is_file && !context->is_std, "has no SHMP_FD_IDS");
+    char number[24];
+    shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
+    REQUIRE(provider);
+    shmp_shmem *owner = created_by(provider, SMALL, 0);
+    REQUIRE(owner);
+    snprintf(number, sizeof number, "%d", shmp_fileno(owner));
+    shmp_description description = described(owner);
+    CHECK_TEXT(description.id, number);
+    struct stat file;
+    CHECK_EQUAL(fstat(shmp_fileno(owner), &file), 0);
+    CHECK_EQUAL(file.st_nlink, 0);
+
+    shmp_shmem *other = attached_by(provider, &description, 0);
+    shmp_shmem *by_plain_provider = attached(context, &description, SHMP_READ_ONLY);
+    REQUIRE(other && by_plain_provider);
+    CHECK(shmp_fileno(other) != shmp_fileno(owner) && shmp_fileno(by_plain_provider) != shmp_fileno(owner));
+    CHECK(shmp_fileno(other) != shmp_fileno(by_plain_provider));
+    snprintf(number, sizeof number, "%d", shmp_fileno(other));
+    CHECK_TEXT(described(other).id, number);
+    CHECK(!is_kept_on_exec(shmp_fileno(other)));
+    description.size = SMALL + 1;
+    CHECK_REFUSED(CODE(SHMP_ESIZE), shmp_attach, provider, &description, 0u);
+
+    shmp_provider_close(provider);
+    closed(owner);
+    bytes_of(other)[0] = FROM_PARENT;
+    CHECK_EQUAL(bytes_of(by_plain_provider)[0], FROM_PARENT);
+    closed(by_plain_provider);
+    closed(other);
+}
+
+static void test_closed_descriptor_by_number(test_context *context) {
+    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    char id[24];
+    int fd = dup(STDERR_FILENO);
+    REQUIRE(fd >= 0);
+    close(fd);
+    snprintf(id, sizeof id, "%d", fd);
+    check_garbage(context, id, GONE | GARBAGE);
+}
+
+static void fill_descriptors(void) {
+    const struct rlimit few = {64, 64};
+    CHECK_EQUAL(setrlimit(RLIMIT_NOFILE, &few), 0);
+    while (open("/dev/null", O_RDONLY) >= 0) continue;
+    CHECK_EQUAL(errno, EMFILE);
+}
+
+static void use_without_descriptors(void *argument) {
+    const fork_family *family = argument;
+    shmp_error error = poisoned_error();
+    shmp_shmem *shmem = UNTOUCHED;
+    shmp_description description = described(family->owner);
+    fill_descriptors();
+    if (!family->context->can->is_file) {
+        closed(created(family->context, SMALL, 0));
+        closed(attached(family->context, &description, 0));
+        return;
+    }
+    CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, family->context->provider, (size_t)SMALL, 0u);
+    CHECK_REFUSED(CODE(SHMP_EOS), shmp_attach, family->context->provider, &description, 0u);
+    shmp_create(family->context->provider, SMALL, 0, &shmem, &error);
+    CHECK_EQUAL(error.os_error, EMFILE);
+    shmp_attach(family->context->provider, &description, 0, &shmem, &error);
+    CHECK_EQUAL(error.os_error, EMFILE);
+}
+
+static void test_no_descriptors_left(test_context *context) {
+    fork_family family = {context, created(context, SMALL, 0), NULL};
+    REQUIRE(family.owner);
+    CHECK_IN_CHILD(use_without_descriptors, &family);
+    closed(family.owner);
+}
+
+static void create_beyond_file_limit(void *argument) {
+    const test_context *context = argument;
+    const struct rlimit small = {SMALL, SMALL};
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_EQUAL(setrlimit(RLIMIT_FSIZE, &small), 0);
+    closed(created(context, SMALL, 0));
+    if (context->can->is_file)
+        CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)SMALL + 1, 0u);
+    else
+        closed(created(context, SMALL + 1, 0));
+}
+
+static void test_file_size_limit(test_context *context) { CHECK_IN_CHILD(create_beyond_file_limit, context); }
+
+/* ---- Names --------------------------------------------------------------------------------- */
+
+static void test_names_unsupported(test_context *context) {
+    SKIP_UNLESS(!context->can->has_names, "has names");
+    CHECK_REFUSED(CODE(SHMP_EUNSUPPORTED), shmp_create_named, context->provider, own_name(), (size_t)SMALL, 0u);
+}
+
+static void test_named(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_shmem *owner = created_named(context, own_name());
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    CHECK_TEXT(description.id, own_name());
+    CHECK_EQUAL(shmp_flags(owner), SHMP_OWNER);
+    CHECK_EQUAL(shmp_size(owner), SMALL);
+    CHECK(all_bytes_are(owner, 0));
+    shmp_shmem *other = attached(context, &description, 0);
+    REQUIRE(other);
+    bytes_of(owner)[0] = FROM_PARENT;
+    CHECK_EQUAL(bytes_of(other)[0], FROM_PARENT);
+    closed(owner);
+    CHECK_REFUSED(GONE, shmp_attach, context->provider, &description, 0u);
+    bytes_of(other)[0] = FROM_CHILD;
+    closed(other);
+}
+
+static void test_named_closed_by_another_first(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_shmem *owner = created_named(context, own_name());
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    closed(attached(context, &description, 0));
+    shmp_shmem *late = attached(context, &description, 0);
+    closed(late);
+    closed(owner);
+}
+
+static void test_name_taken(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_shmem *owner = created_named(context, own_name()), *shmem = UNTOUCHED;
+    REQUIRE(owner);
+    bytes_of(owner)[0] = FROM_PARENT;
+    CHECK_REFUSED(CODE(SHMP_EOS), shmp_create_named, context->provider, own_name(), (size_t)SMALL, 0u);
+    shmp_error error = poisoned_error();
+    shmp_create_named(context->provider, own_name(), SMALL, 0, &shmem, &error);
+    CHECK_EQUAL(error.os_error, EEXIST);
+    shmp_shmem *other = twin(context, owner, 0);
+    if (other) CHECK_EQUAL(bytes_of(other)[0], FROM_PARENT);
+    closed(other);
+    closed(owner);
+}
+
+static void test_name_made_anew_by_another(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_shmem *first = created_named(context, own_name());
+    REQUIRE(first);
+    CHECK_EQUAL(shm_unlink(own_name()), 0);
+    shmp_shmem *second = created_named(context, own_name());
+    REQUIRE(second);
+    bytes_of(second)[0] = FROM_CHILD;
+    closed(first);
+    shmp_description description = described(second);
+    shmp_shmem *other = attached(context, &description, 0);
+    if (other) CHECK_EQUAL(bytes_of(other)[0], FROM_CHILD);
+    closed(other);
+    closed(second);
+    CHECK_REFUSED(GONE, shmp_attach, context->provider, &description, 0u);
+}
+
+static void test_name_already_removed(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_shmem *owner = created_named(context, own_name());
+    REQUIRE(owner);
+    CHECK_EQUAL(shm_unlink(own_name()), 0);
+    closed(owner);
+}
+
+static void test_impossible_names(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    static const char *const names[] = {
+        "",    "/",    "//",           "noslash", "/a/b",      "/../a", "/.",
+        "/..", "/a b", "/caf\xc3\xa9", "/shmp_",  "/shmp_abc", "/\n",   "/abcdefghijklmnopqrs"};
+    for (size_t i = 0; i < LENGTH(names); i++) {
+        check_subject("name \"%s\"", names[i]);
+        CHECK_REFUSED(GARBAGE, shmp_create_named, context->provider, names[i], (size_t)SMALL, 0u);
+    }
+    char longest[] = "/xxxxxxxxxxxxxxxxxx";
+    memcpy(longest, own_name(), strlen(own_name()));
+    check_subject("name \"%s\"", longest);
+    shmp_shmem *shmem = created_named(context, longest);
+    if (shmem) CHECK_TEXT(described(shmem).id, longest);
+    closed(shmem);
+}
+
+static void check_mode_under(const test_context *context, mode_t mask) {
+    struct stat file;
+    mode_t before = umask(mask);
+    shmp_shmem *shmem = created(context, SMALL, 0);
+    umask(before);
+    check_subject("umask %03o", (unsigned)mask);
+    REQUIRE(shmem);
+    CHECK_EQUAL(fstat(shmp_fileno(shmem), &file), 0);
+    CHECK_EQUAL(file.st_mode & 077, 0);
+    closed(shmem);
+}
+
+static void test_name_is_for_its_user_alone(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    check_mode_under(context, 0);
+    check_mode_under(context, 077);
+    check_mode_under(context, 0777);
+}
+
+/* ---- A look at the machine ------------------------------------------------------------------ */
+
+typedef struct sighting {
+    const char *id; /* to look for; NULL: go by owner and size */
+    size_t size;
+    int count, visits, answer;
+    shmp_listed last;
+} sighting;
+
+static int look(void *argument, const shmp_listed *segment) {
+    sighting *seen = argument;
+    seen->visits++;
+    CHECK(segment->struct_size >= sizeof *segment);
+    CHECK(memchr(segment->id, 0, sizeof segment->id));
+    int is_meant =
+        seen->id ? strcmp(segment->id, seen->id) == 0 : segment->owner == (long)getpid() && segment->size == seen->size;
+    if (is_meant) {
+        seen->count++;
+        seen->last = *segment;
+    }
+    return seen->answer;
+}
+
+static void check_listed(const test_context *context, const shmp_shmem *owner) {
+    shmp_error error;
+    sighting seen = {.size = shmp_size(owner)};
+    CHECK(SUCCEEDS(shmp_list, context->provider, look, &seen));
+    CHECK_EQUAL(seen.count, 1);
+    REQUIRE(seen.count);
+    CHECK_TEXT(seen.last.provider, context->can->name);
+    CHECK_EQUAL(seen.last.is_alive, 1);
+    shmp_description description = description_of(seen.last.id, SMALL);
+    shmp_shmem *other = attached(context, &description, SHMP_READ_ONLY);
+    if (other) CHECK_EQUAL(bytes_of(other)[0], FROM_PARENT);
+    closed(other);
+}
+
+/* Memory of as many bytes that is not of this library; -1: the platform has none. */
+static int open_foreign_memory(size_t size) {
+#if defined(__linux__)
+    int fd = memfd_create("conformance", MFD_CLOEXEC);
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
+    return fd;
+#else
+    (void)size;
+    return -1;
+#endif
+}
+
+static void test_list(test_context *context) {
+    const size_t size = SMALL + 1234567; /* no other segment of this process */
+    sighting seen = {.size = size, .answer = 7};
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_list, context->provider, NULL, NULL);
+    if (context->can->shares && !context->can->is_listed) {
+        CHECK_FAILS(CODE(SHMP_EUNSUPPORTED), shmp_list, context->provider, look, &seen);
+        CHECK_EQUAL(seen.visits, 0);
+        return;
+    }
+    shmp_shmem *owner = created(context, size, 0);
+    REQUIRE(owner);
+    shmp_shmem *other = twin(context, owner, 0);
+    bytes_of(owner)[0] = FROM_PARENT;
+    int foreign = open_foreign_memory(size);
+    if (context->can->is_listed) check_listed(context, owner);
+    if (foreign >= 0) close(foreign);
+    CHECK_EQUAL(shmp_list(context->provider, look, &seen, NULL), context->can->is_listed ? 7 : 0);
+    CHECK_EQUAL(seen.visits, context->can->is_listed);
+    closed(other);
+    closed(owner);
+    seen = (sighting){.size = size};
+    CHECK_EQUAL(shmp_list(context->provider, look, &seen, NULL), 0);
+    CHECK_EQUAL(seen.count, 0);
+}
+
+static void test_reap_arguments(test_context *context) {
+    shmp_error error;
+    CHECK(SUCCEEDS(shmp_reap, context->provider, 0, NULL, NULL));
+    CHECK(SUCCEEDS(shmp_reap, context->provider, SHMP_DRY_RUN, NULL, NULL));
+    for (unsigned bit = SHMP_DRY_RUN << 1; bit; bit <<= 1)
+        CHECK_FAILS(CODE(SHMP_EINVAL), shmp_reap, context->provider, bit, NULL, NULL);
+}
+
+static void close_inherited(void *shmem) { closed(shmem); }
+
+static void test_reap_spares_the_living(test_context *context) {
+    SKIP_UNLESS(context->can->shares, "private memory");
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner);
+    shmp_description description = described(owner);
+    sighting seen = {.id = description.id};
+    closed(attached(context, &description, 0));
+    CHECK_IN_CHILD(close_inherited, owner);
+    CHECK_EQUAL(shmp_reap(context->provider, 0, look, &seen, NULL), 0);
+    CHECK_EQUAL(seen.count, 0);
+    shmp_provider_close(opened(context->label, 0));
+    CHECK(is_there(context, &description));
+    closed(owner);
+}
+
+/* Keeps, shows and removes a leftover; 0 when it did not go like that, as when another process of
+ * this machine reaps at the same time. */
+static int reaps_a_leftover(const test_context *context) {
+    shmp_description description = killed_owner(context, NULL, -1);
+    sighting listed = {.id = description.id}, dry = listed, reaped = listed, again = listed;
+    shmp_provider_close(opened(context->label, SHMP_KEEP_LEFTOVERS));
+    CHECK_EQUAL(shmp_list(context->provider, look, &listed, NULL), 0);
+    CHECK_EQUAL(shmp_reap(context->provider, SHMP_DRY_RUN, look, &dry, NULL), 0);
+    int was_there = is_there(context, &description);
+    CHECK_EQUAL(shmp_reap(context->provider, 0, look, &reaped, NULL), 0);
+    int is_left = is_there(context, &description);
+    CHECK_EQUAL(shmp_reap(context->provider, 0, look, &again, NULL), 0);
+    check_subject("seen by list %d, dry run %d, reap %d, a second %d; there before %d, after %d", listed.count,
+                  dry.count, reaped.count, again.count, was_there, is_left);
+    return listed.count == 1 && dry.count == 1 && reaped.count == 1 && again.count == 0 && was_there && !is_left &&
+           !listed.last.is_alive && !dry.last.is_alive && dry.last.size == SMALL;
+}
+
+static void test_reap_leftovers(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "leaves nothing over");
+    int done = 0;
+    for (int tries = 0; !done && tries < 20; tries++) done = reaps_a_leftover(context);
+    CHECK(done);
+}
+
+static int vanishes(const test_context *context, const shmp_description *description) {
+    for (int tries = 0; tries < 100; tries++) {
+        if (!is_there(context, description)) return 1;
+        usleep(10000);
+    }
+    return 0;
+}
+
+static void test_opening_reaps_leftovers(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "leaves nothing over");
+    shmp_description description = killed_owner(context, NULL, -1);
+    REQUIRE(*description.id);
+    shmp_provider_close(opened(context->label, 0));
+    CHECK(vanishes(context, &description));
+}
+
+static void test_reap_waits_for_forked_children(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "leaves nothing over");
+    int ends[2];
+    REQUIRE(pipe(ends) == 0);
+    shmp_description description = killed_owner(context, NULL, ends[0]);
+    CHECK_EQUAL(shmp_reap(context->provider, 0, NULL, NULL, NULL), 0);
+    CHECK(*description.id && is_there(context, &description));
+    CHECK_EQUAL(write(ends[1], "", 1), 1);
+    close(ends[0]);
+    close(ends[1]);
+    for (int tries = 0; tries < 500 && is_there(context, &description); tries++) {
+        usleep(10000);
+        CHECK_EQUAL(shmp_reap(context->provider, 0, NULL, NULL, NULL), 0);
+    }
+    CHECK(!is_there(context, &description));
+}
+
+static void test_reap_spares_chosen_names(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no names");
+    shmp_description description = killed_owner(context, own_name(), -1);
+    REQUIRE(*description.id);
+    CHECK_EQUAL(shmp_reap(context->provider, 0, NULL, NULL, NULL), 0);
+    shmp_provider_close(opened(context->label, 0));
+    CHECK(is_there(context, &description));
+    CHECK_EQUAL(shm_unlink(description.id), 0);
+}
+
+typedef struct crowd {
+    pid_t child;
+    int parents, children, visits, answer;
+} crowd;
+
+static int meet(void *argument, long pid) {
+    crowd *met = argument;
+    met->visits++;
+    met->parents += pid == (long)getpid();
+    met->children += pid == (long)met->child;
+    return met->answer;
+}
+
+static void test_users(test_context *context) {
+    char byte;
+    int ends[2];
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL, 0);
+    REQUIRE(owner && pipe(ends) == 0);
+    shmp_shmem *other = twin(context, owner, SHMP_READ_ONLY);
+    crowd met = {.child = fork()}, first = {.answer = 7};
+    if (met.child == 0) {
+        close(ends[1]);
+        _exit(read(ends[0], &byte, 1) != 0);
+    }
+    CHECK(SUCCEEDS(shmp_users, owner, meet, &met));
+    CHECK_EQUAL(met.parents, 1);
+    CHECK_EQUAL(met.children, context->can->shares);
+    CHECK_EQUAL(met.visits, met.parents + met.children);
+    CHECK_EQUAL(shmp_users(other, meet, &first, NULL), 7);
+    CHECK_EQUAL(first.visits, 1);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_users, owner, NULL, NULL);
+    close(ends[0]);
+    close(ends[1]);
+    CHECK_EQUAL(status_of(met.child), 0);
+    closed(other);
+    closed(owner);
+}
+
+/* ---- Threads ------------------------------------------------------------------------------- */
+
+enum { THREADS = 8, ROUNDS = 1000 };
+
+typedef struct thread_worker {
+    const test_context *context;
+    const shmp_shmem *common;
+    pthread_t thread;
+    unsigned char number;
+} thread_worker;
+
+static void play_round(const thread_worker *worker) {
+    shmp_shmem *owner = created(worker->context, SMALL, 0);
+    if (!owner) return;
+    bytes_of(owner)[0] = worker->number;
+    shmp_shmem *other = twin(worker->context, owner, 0);
+    shmp_shmem *common = twin(worker->context, worker->common, 0);
+    if (other) CHECK_EQUAL(bytes_of(other)[0], worker->context->can->shares ? worker->number : 0);
+    if (common) CHECK_EQUAL(bytes_of(common)[0], worker->context->can->shares ? FROM_PARENT : 0);
+    closed(worker->number & 1 ? owner : other);
+    closed(common);
+    closed(worker->number & 1 ? other : owner);
+}
+
+static void *work(void *argument) {
+    const thread_worker *worker = argument;
+    for (int round = 0; round < ROUNDS && atomic_load(&check_failures) == 0; round++) play_round(worker);
+    return NULL;
+}
+
+static void test_threads(test_context *context) {
+    thread_worker workers[THREADS];
+    shmp_shmem *common = created(context, SMALL, 0);
+    REQUIRE(common);
+    bytes_of(common)[0] = FROM_PARENT;
+    for (unsigned char i = 0; i < THREADS; i++) {
+        workers[i] = (thread_worker){.context = context, .common = common, .number = (unsigned char)(i + 1)};
+        if (!CHECK_EQUAL(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0)) abort();
+    }
+    for (int i = 0; i < THREADS; i++) pthread_join(workers[i].thread, NULL);
+    closed(common);
+}
+
+static void *open_and_close(void *label) {
+    for (int round = 0; round < ROUNDS && atomic_load(&check_failures) == 0; round++)
+        shmp_provider_close(opened(label, 0));
+    return NULL;
+}
+
+static void test_threads_opening(test_context *context) {
+    pthread_t threads[THREADS];
+    for (int i = 0; i < THREADS; i++)
+        if (!CHECK_EQUAL(pthread_create(&threads[i], NULL, open_and_close, (void *)(uintptr_t)context->label), 0))
+            abort();
+    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+}
+
+/* ---- What is held -------------------------------------------------------------------------- */
+
+typedef struct holdings {
+    long descriptors, mappings, names, segments;
+} holdings;
+
+static long count_descriptors(void) {
+    long count = 0;
+    for (int fd = 0; fd < 1024; fd++) count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
+static long count_lines(const char *path, int (*counts)(const char *line)) {
+    char line[512];
+    long count = 0;
+    FILE *file = fopen(path, "re");
+    if (!file) return 0;
+    while (fgets(line, sizeof line, file)) count += counts(line);
+    fclose(file);
+    return count;
+}
+
+static int is_shared_mapping(const char *line) {
+    char mode[5] = "";
+    return sscanf(line, "%*s %4s", mode) == 1 && mode[3] == 's';
+}
+
+static int is_own_segment(const char *line) {
+    long creator;
+    return sscanf(line, "%*s %*s %*s %*s %ld", &creator) == 1 && creator == (long)getpid();
+}
+
+/* The owner of a living segment holds a lock on it: what can be locked is left over. */
+static int is_left_over(const char *name) {
+    char path[300];
+    if (strncmp(name, "shmp_", 5) != 0) return 0;
+    snprintf(path, sizeof path, "/%s", name);
+    int fd = shm_open(path, O_RDONLY, 0);
+    if (fd < 0) return 0;
+    int locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+    close(fd);
+    return locked;
+}
+
+static long count_names(void) {
+    long count = 0;
+    DIR *directory = opendir("/dev/shm");
+    if (!directory) return 0;
+    for (struct dirent *entry; (entry = readdir(directory));)
+        count += is_left_over(entry->d_name) ||
+                 (strncmp(entry->d_name, "conf", 4) == 0 && strstr(entry->d_name, own_name() + sizeof "/conf_" - 1));
+    closedir(directory);
+    return count;
+}
+
+static holdings count_holdings(void) {
+    return (holdings){
+        .descriptors = count_descriptors(),
+        .mappings = count_lines("/proc/self/maps", is_shared_mapping),
+        .names = count_names(),
+        .segments = count_lines("/proc/sysvipc/shm", is_own_segment),
+    };
+}
+
+static void check_holdings(const holdings *before) {
+    holdings now = count_holdings();
+    check_subject("held afterwards");
+    CHECK_EQUAL(now.descriptors, before->descriptors);
+    CHECK_EQUAL(now.mappings, before->mappings);
+    CHECK_EQUAL(now.segments, before->segments);
+    /* Another process that is about to lock or to remove its name has that behind it soon. */
+    for (int tries = 0; now.names > before->names && tries < 20; tries++) {
+        usleep(10000);
+        now.names = count_names();
+    }
+    if (now.names > before->names) CHECK_EQUAL(now.names, before->names);
+}
+
+/* ---- Running ------------------------------------------------------------------------------- */
+
+typedef struct test {
+    const char *name;
+    void (*function)(test_context *context);
+} test;
+
+#define TEST(name)                                                                                                     \
+    { #name, test_##name }
+
+static const test library_tests[] = {
+    TEST(versions),
+    TEST(error_texts),
+    TEST(available),
+    TEST(unknown_providers),
+    TEST(null_handles),
+    TEST(environment_overrides_std),
+    TEST(std_takes_everybodys_ids),
+};
+
+static const test provider_tests[] = {
+    TEST(provider_name),
+    TEST(options),
+    TEST(options_of_others),
+    TEST(fork_hooks),
+    TEST(create),
+    TEST(sizes_are_exact_and_zeroed),
+    TEST(sparse_beyond_2_gib),
+    TEST(monstrous_sizes),
+    TEST(impossible_sizes),
+    TEST(unknown_flags),
+    TEST(null_arguments),
+    TEST(reserve),
+    TEST(handles_share_memory),
+    TEST(attach_to_a_part),
+    TEST(attach_to_the_whole),
+    TEST(description_larger_than_segment),
+    TEST(descriptions),
+    TEST(bytes_after_the_end_of_an_id),
+    TEST(read_only),
+    TEST(writing_read_only_memory_kills),
+    TEST(provider_closed_before_segments),
+    TEST(closing_in_any_order),
+    TEST(gone_after_the_last_close),
+    TEST(owner_killed),
+    TEST(another_process_by_description),
+    TEST(another_process_by_environment),
+    TEST(fork),
+    TEST(garbage_ids),
+    TEST(gone_ids),
+    TEST(mutated_ids),
+    TEST(foreign_descriptors),
+#if defined(__linux__)
+    TEST(foreign_descriptors_by_memfd_id),
+    TEST(memfd_must_be_sealed),
+    TEST(memfd_inode_must_match),
+    TEST(memfd_size_is_sealed),
+    TEST(foreign_names),
+#endif
+    TEST(environment_round_trip),
+    TEST(environment_missing),
+    TEST(environment_sizes),
+    TEST(environment_ids),
+    TEST(environment_names),
+    TEST(environment_of_afl),
+    TEST(fileno),
+    TEST(inherit),
+    TEST(persist),
+    TEST(persist_survives_exec),
+    TEST(inherited_descriptor_by_number),
+    TEST(fd_ids),
+    TEST(closed_descriptor_by_number),
+    TEST(no_descriptors_left),
+    TEST(file_size_limit),
+    TEST(names_unsupported),
+    TEST(named),
+    TEST(named_closed_by_another_first),
+    TEST(name_taken),
+    TEST(name_made_anew_by_another),
+    TEST(name_already_removed),
+    TEST(impossible_names),
+    TEST(name_is_for_its_user_alone),
+    TEST(list),
+    TEST(reap_arguments),
+    TEST(reap_spares_the_living),
+    TEST(reap_leftovers),
+    TEST(opening_reaps_leftovers),
+    TEST(reap_waits_for_forked_children),
+    TEST(reap_spares_chosen_names),
+    TEST(users),
+    TEST(threads),
+    TEST(threads_opening),
+};
+
+typedef struct test_tally {
+    const char *wanted; /* part of a test's name */
+    int passed, failed, skipped;
+} test_tally;
+
+static void finish_test(test_tally *tally, const char *name, const test_context *context) {
+    int failed = atomic_load(&check_failures) > 0;
+    if (failed) {
+        tally->failed++;
+        printf("FAIL %s [%s]\n", name, context->label);
+    } else if (context->skipped) {
+        tally->skipped++;
+        printf("skip %s [%s]: %s\n", name, context->label, context->skipped);
+    } else {
+        tally->passed++;
+        printf("ok %s [%s]\n", name, context->label);
+    }
+    fflush(stdout);
+    atomic_store(&check_failures, 0);
+    check_subject("");
+}
+
+static void run_tests(test_tally *tally, const test *tests, size_t count, test_context *context) {
+    for (size_t i = 0; i < count; i++) {
+        if (!strstr(tests[i].name, tally->wanted)) continue;
+        holdings before = count_holdings();
+        context->skipped = NULL;
+        alarm(10 * PATIENCE);
+        tests[i].function(context);
+        alarm(0);
+        check_holdings(&before);
+        finish_test(tally, tests[i].name, context);
+    }
+}
+
+static void run_over(test_tally *tally, const char *label) {
+    shmp_provider *provider = opened(label, 0);
+    test_context context = {.label = label, .is_std = strcmp(label, "std") == 0, .provider = provider};
+    if (provider) context.can = capabilities_of(shmp_provider_name(provider));
+    CHECK(provider && context.can);
+    if (strstr("open", tally->wanted) || atomic_load(&check_failures) > 0) finish_test(tally, "open", &context);
+    if (context.can) run_tests(tally, provider_tests, LENGTH(provider_tests), &context);
+    shmp_provider_close(provider);
+}
+
+static void run_over_available(test_tally *tally) {
+    for (unsigned i = 0;; i++) {
+        const char *name;
+        shmp_error error;
+        int result = shmp_available(i, &name, &error);
+        if (result == -SHMP_EINVAL) return;
+        if (result == 0) {
+            run_over(tally, name);
+            continue;
+        }
+        test_context missing = {.label = name, .skipped = error.message};
+        finish_test(tally, "open", &missing);
+    }
+}
+
+static int run_all(const char *wanted) {
+    test_tally tally = {.wanted = wanted};
+    holdings at_start = count_holdings();
+    test_context library = {.label = "library"};
+    run_tests(&tally, library_tests, LENGTH(library_tests), &library);
+    run_over_available(&tally);
+    run_over(&tally, "std");
+    check_holdings(&at_start);
+    finish_test(&tally, "nothing_is_left", &library);
+    printf("%d passed, %d failed, %d skipped\n", tally.passed, tally.failed, tally.skipped);
+    return tally.failed > 0;
+}
+
+int main(int argc, char **argv) {
+    self_path = argv[0];
+    if (argc == 6 && strcmp(argv[1], "--child") == 0) return play_role(argv[2], argv[3], argv[4], argv[5]);
+    unsetenv("SHMEM_PROVIDER");
+    signal(SIGPIPE, SIG_IGN);
+    return run_all(argc > 1 ? argv[1] : "");
+}

@@ -1,0 +1,1025 @@
+/* Every call of the system fails, one after the other, in every operation of every provider.
+ *
+ *   test_faults [NAME]    all operations, or those whose "provider operation" contains NAME
+ *
+ * The core is compiled with -DSHMP_FAULTS (csrc/os/fault.h). Each operation is first run to see
+ * which calls it makes. Then, for each of them and each errno of its manual page, it is run with
+ * that call failing ("one"), with all calls failing so from there on ("lasting"), and once with
+ * every interruptible call interrupted three times ("storm"). Each time: the error is a good one,
+ * or success is right by the table `rules`; no output was written; descriptors, mappings, names,
+ * System V segments and the environment are what they were; and the operation then works. Memory
+ * is counted by a build with AddressSanitizer. */
+#define _GNU_SOURCE /* Linux: namespaces */
+#include "check.h"
+#include "os/fault.h"
+#include "shmem_providers.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/shm.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+#define CODE(code) (1u << (code))
+
+enum { SIZE = 3 * 4096, LEFTOVER_SIZE = 5 * 4096, PEER_SIZE = 7 * 4096, FROM_PEER = 0xa5, PATIENCE = 60 /* seconds */ };
+
+static const char variable[] = "SHMP_FAULTS", variable_size[] = "SHMP_FAULTS_SIZE";
+static char own_name[20];
+
+/* Is `word` one of the space-separated words of `list`? NULL lists everything. */
+static int lists(const char *list, const char *word) {
+    if (!list) return 1;
+    size_t length = strlen(word);
+    for (const char *at = list; (at = strstr(at, word)); at += length)
+        if ((at == list || at[-1] == ' ') && (at[length] == ' ' || !at[length])) return 1;
+    return 0;
+}
+
+/* ---- Which errors a call has: its manual page's, without those of arguments never given ------ */
+
+static const struct {
+    const char *call;
+    int errors[24];
+} pages[] = {
+    {"calloc", {ENOMEM}},
+    {"close", {EBADF, EINTR, EIO, ENOSPC, EDQUOT}},
+    {"fallocate", {EBADF, EFBIG, EINTR, EINVAL, EIO, ENODEV, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ETXTBSY}},
+    {"fcntl", {EACCES, EAGAIN, EBADF, EBUSY, EINVAL, EMFILE, EPERM}},
+    {"flock", {EBADF, EINTR, EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP, EWOULDBLOCK}},
+    {"fopen", {EACCES, EINTR, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM}},
+    {"fstat", {EBADF, EIO, ENOMEM, EOVERFLOW}},
+    {"fstatvfs", {EBADF, EINTR, EIO, ENOMEM, ENOSYS, EOVERFLOW}},
+    {"ftruncate", {EACCES, EBADF, EFBIG, EINTR, EINVAL, EIO, EPERM, EROFS, ETXTBSY}},
+    {"getline", {EIO, ENOMEM, ESRCH}},
+    {"getrandom", {EAGAIN, EINTR, EINVAL, ENOSYS}},
+    {"getrlimit", {EINVAL, EPERM}},
+    {"madvise", {EACCES, EAGAIN, EBADF, EBUSY, EHWPOISON, EINTR, EINVAL, EIO, ENOMEM, EPERM}},
+    {"memfd_create", {EACCES, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSYS, EPERM}},
+    {"mmap", {EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENFILE, ENODEV, ENOMEM, EOVERFLOW, EPERM, ETXTBSY}},
+    {"munmap", {EINVAL, ENOMEM}},
+    {"open",
+     {EACCES, EINTR, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM, ENOTDIR, ENXIO, EOVERFLOW,
+      EPERM, EROFS, ETXTBSY, EWOULDBLOCK}},
+    {"opendir", {EACCES, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR}},
+    {"read", {EAGAIN, EBADF, EINTR, EINVAL, EIO, EISDIR}},
+    {"readdir", {EBADF, ENOENT}},
+    {"readlink", {EACCES, EINVAL, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR}},
+    {"realloc", {ENOMEM}},
+    {"setenv", {EINVAL, ENOMEM}},
+    {"shm_open",
+     {EACCES, EEXIST, EINTR, EINVAL, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENXIO, EPERM,
+      EROFS}},
+    {"shm_unlink", {EACCES, EBUSY, EIO, ENAMETOOLONG, ENOENT, ENOMEM, EPERM, EROFS}},
+    {"shmat", {EACCES, EIDRM, EINVAL, ENOMEM}},
+    {"shmctl", {EACCES, EIDRM, EINVAL, ENOMEM, EOVERFLOW, EPERM}},
+    {"shmdt", {EINVAL}},
+    {"shmget", {EACCES, EEXIST, EINVAL, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS, EPERM}},
+};
+
+static const int *errors_of(const char *call) {
+    static const int none[1];
+    for (size_t i = 0; i < LENGTH(pages); i++)
+        if (strcmp(pages[i].call, call) == 0) return pages[i].errors;
+    check_failed(__FILE__, __LINE__, "%s has no row in `pages`", call);
+    return none;
+}
+
+static int has_error(const char *call, int error) {
+    const int *at = errors_of(call);
+    while (*at && *at != error) at++;
+    return *at != 0;
+}
+
+/* ---- The seam ---------------------------------------------------------------------------- */
+
+typedef enum { OFF, RECORD, ONE, LASTING, STORM } fault_mode;
+static const char *const mode_names[] = {"off", "record", "one", "lasting", "storm"};
+
+enum { TRACE_ROOM = 8192, INTERRUPTIONS = 3 };
+
+static struct {
+    fault_mode mode;
+    const char *call; /* its (occurrence + 1)th call fails with `error` */
+    int occurrence, error;
+    int seen, interrupted, count; /* count: of failures */
+    char hits[320];               /* the calls that failed, as words */
+    const char *trace[TRACE_ROOM];
+    int length;
+} fault;
+
+static int is_due(const char *call) {
+    int is_it = fault.call && strcmp(call, fault.call) == 0 && fault.seen++ == fault.occurrence;
+    switch (fault.mode) {
+    case RECORD:
+        if (fault.length < TRACE_ROOM) fault.trace[fault.length++] = call;
+        return 0;
+    case ONE: return is_it;
+    case LASTING: return is_it || (fault.count > 0 && has_error(call, fault.error));
+    case STORM:
+        if (!has_error(call, EINTR)) return 0;
+        fault.interrupted = (fault.interrupted + 1) % (INTERRUPTIONS + 1);
+        return fault.interrupted != 0;
+    default: return 0;
+    }
+}
+
+static int fails(const char *call) {
+    if (!is_due(call)) return 0;
+    fault.count++;
+    if (!lists(fault.hits, call)) {
+        size_t used = strlen(fault.hits);
+        snprintf(fault.hits + used, sizeof fault.hits - used, "%s%s", used ? " " : "", call);
+    }
+    errno = fault.error;
+    return 1;
+}
+
+int shmp__fault(const char *call) { return fails(call); }
+int shmp__fault_after(const char *call, int result) { return fails(call) ? -1 : result; }
+
+static void arm(fault_mode mode, const char *call, int occurrence, int error) {
+    fault.call = call;
+    fault.occurrence = occurrence;
+    fault.error = error;
+    fault.seen = fault.interrupted = fault.count = 0;
+    fault.hits[0] = 0;
+    if (mode == RECORD) fault.length = 0;
+    fault.mode = mode;
+}
+
+static void disarm(void) { fault.mode = OFF; }
+
+/* ---- What a process holds, one thing a line ------------------------------------------------ */
+
+typedef struct holdings {
+    char text[16384]; /* "\n" and lines */
+    size_t used;
+} holdings;
+
+static void hold(holdings *all, const char *kind, const char *what) {
+    int length = snprintf(all->text + all->used, sizeof all->text - all->used, "%s %s\n", kind, what);
+    all->used += (size_t)length;
+    if (all->used >= sizeof all->text) abort();
+}
+
+static void hold_descriptors(holdings *all) {
+    DIR *directory = opendir("/proc/self/fd");
+    if (!directory) abort();
+    for (struct dirent *entry; (entry = readdir(directory));) {
+        char target[200], line[300];
+        ssize_t length = readlinkat(dirfd(directory), entry->d_name, target, sizeof target - 1);
+        if (length < 0 || atoi(entry->d_name) == dirfd(directory)) continue;
+        target[length] = 0;
+        snprintf(line, sizeof line, "%.20s %s", entry->d_name, target);
+        hold(all, "fd", line);
+    }
+    closedir(directory);
+}
+
+static void hold_names(holdings *all) {
+    DIR *directory = opendir("/dev/shm");
+    if (!directory) return;
+    for (struct dirent *entry; (entry = readdir(directory));)
+        if (strncmp(entry->d_name, "shmp_", 5) == 0 || strcmp(entry->d_name, own_name + 1) == 0)
+            hold(all, "name", entry->d_name);
+    closedir(directory);
+}
+
+static void hold_lines(holdings *all, const char *path, const char *kind) {
+    char line[512], number[24], mode[24];
+    long creator;
+    FILE *file = fopen(path, "re");
+    if (!file) return;
+    while (fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strcmp(kind, "map") == 0 && sscanf(line, "%*s %23s", mode) == 1 && mode[3] == 's') hold(all, kind, line);
+        if (strcmp(kind, "sysv") == 0 && sscanf(line, "%*s %23s %*s %*s %ld", number, &creator) == 2 &&
+            creator == (long)getpid())
+            hold(all, kind, number);
+    }
+    fclose(file);
+}
+
+static void hold_variable(holdings *all, const char *name) {
+    const char *value = getenv(name);
+    if (value) hold(all, name, value);
+}
+
+static void look(holdings *ret_all) {
+    ret_all->used = 1;
+    strcpy(ret_all->text, "\n");
+    hold_descriptors(ret_all);
+    hold_lines(ret_all, "/proc/self/maps", "map");
+    hold_lines(ret_all, "/proc/sysvipc/shm", "sysv");
+    hold_names(ret_all);
+    hold_variable(ret_all, variable);
+    hold_variable(ret_all, variable_size);
+}
+
+/* The next line, from *at on, that `others` lacks; "\n" before and after it. */
+static const char *next_extra(const char **at, const holdings *others) {
+    static char line[600];
+    while ((*at)[1]) {
+        size_t length = strcspn(*at + 1, "\n") + 2;
+        snprintf(line, sizeof line, "%.*s", (int)length, *at);
+        *at += length - 1;
+        if (!strstr(others->text, line)) return line;
+    }
+    return NULL;
+}
+
+static int is_alone; /* nobody else has names here */
+
+/* Another process's live segment holds a lock, but for the moment when it is made. Ours would hold a
+ * descriptor too. */
+static int is_left_over(const char *name) {
+    for (int looks = 0; looks < 2 && !is_alone; looks++) {
+        if (looks > 0) usleep(20000);
+        int fd = shm_open(name, O_RDONLY | O_CLOEXEC, 0);
+        if (fd < 0) return 0;
+        int result = flock(fd, LOCK_EX | LOCK_NB);
+        close(fd);
+        if (result < 0) return 0;
+    }
+    return 1;
+}
+
+/* Removes a name or a System V segment that stayed; 0: it is something else; -1: it is others'. */
+static int remove_extra(const char *line) {
+    char name[64];
+    int id;
+    if (sscanf(line, "\nname %62s", name + 1) == 1) {
+        name[0] = '/';
+        return is_left_over(name) && shm_unlink(name) == 0 ? 1 : -1;
+    }
+    return sscanf(line, "\nsysv %d", &id) == 1 && shmctl(id, IPC_RMID, NULL) == 0;
+}
+
+/* ---- Providers and operations ---------------------------------------------------------------- */
+
+enum {
+    SHARES = 1,
+    FILES = 2,
+    NAMES = 4,
+    RESERVES = 8,
+    PROC_IDS = 16,
+    LISTS = 32,
+    LEFTOVERS = 64,
+    INDEXED = 128,
+    NUMBERS = 256
+};
+
+typedef struct provider_kind {
+    const char *label, *name;
+    unsigned flags, can;
+    int listed;     /* by shmp_list: SEEN_... */
+    unsigned index; /* INDEXED: shmp_available's */
+} provider_kind;
+
+enum { SEEN_OWNER = 1, SEEN_LEFTOVER = 2 };
+
+#define ALL_FILES (SHARES | FILES | RESERVES | LISTS | NUMBERS)
+
+static const provider_kind kinds[] = {
+    {"memfd", "memfd", 0, ALL_FILES | PROC_IDS | INDEXED, SEEN_OWNER, 0},
+    {"memfd/fd_ids", "memfd", SHMP_FD_IDS, ALL_FILES, SEEN_OWNER, 0},
+    {"posix", "posix", 0, ALL_FILES | NAMES | LEFTOVERS | INDEXED, SEEN_OWNER | SEEN_LEFTOVER, 1},
+    {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS, SEEN_LEFTOVER, 0},
+    {"sysv", "sysv", 0, SHARES | RESERVES | INDEXED, 0, 2},
+    {"nop", "nop", 0, LISTS | INDEXED, 0, 3},
+    {"std", "std", 0, (ALL_FILES & ~NUMBERS) | PROC_IDS, SEEN_OWNER, 0},
+};
+
+typedef struct outputs {
+    shmp_provider *provider;
+    shmp_shmem *shmem;
+    shmp_description description;
+    shmp_limits limits;
+} outputs;
+
+typedef struct scene_state {
+    const provider_kind *kind;
+    shmp_provider *provider;
+    shmp_shmem *owner, *attached;
+    shmp_description description, of_peer;
+    int has_leftover;
+    int seen;
+    outputs out, untouched;
+} scene_state;
+
+/* What an operation needs to be there. */
+enum { OWNER = 1, ATTACHED = 2, NAMED = 4, LEFTOVER = 8, VARIABLES = 16, PEER = 32, NUMBER = 64, ENDS = 128 };
+
+typedef struct operation_case {
+    const char *name;
+    int (*run)(scene_state *scene, unsigned flags, shmp_error *reterr);
+    unsigned flags, needs /* of the provider */, stage /* OWNER ... */, codes /* the manual's */;
+} operation_case;
+
+static shmp_provider_options options_of(const provider_kind *kind) {
+    return (shmp_provider_options){.struct_size = sizeof(shmp_provider_options), .flags = kind->flags};
+}
+
+static int run_open(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_provider_options options = options_of(scene->kind);
+    options.flags |= flags;
+    return shmp_provider_open(scene->kind->name, &options, &scene->out.provider, reterr);
+}
+
+static int run_available(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    const char *name = NULL;
+    (void)flags;
+    int result = shmp_available(scene->kind->index, &name, reterr);
+    CHECK_TEXT(name, scene->kind->name);
+    return result;
+}
+
+static int run_create(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_create(scene->provider, SIZE, flags, &scene->out.shmem, reterr);
+}
+
+static int run_create_named(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_create_named(scene->provider, own_name, SIZE, flags, &scene->out.shmem, reterr);
+}
+
+static int run_attach(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_attach(scene->provider, &scene->description, flags, &scene->out.shmem, reterr);
+}
+
+static int run_describe(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_describe(scene->owner, &scene->out.description, reterr);
+}
+
+static int run_persist(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_persist(scene->owner, reterr);
+}
+
+static int run_to_env(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_to_env(scene->owner, variable, reterr);
+}
+
+static int run_from_env(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_from_env(scene->provider, variable, flags, &scene->out.shmem, reterr);
+}
+
+static int run_limits(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_provider_limits(scene->provider, &scene->out.limits, reterr);
+}
+
+static int see_segment(void *context, const shmp_listed *segment) {
+    scene_state *scene = context;
+    scene->seen |= segment->size == SIZE ? SEEN_OWNER : segment->size == LEFTOVER_SIZE ? SEEN_LEFTOVER : 0;
+    return 0;
+}
+
+static int run_list(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_list(scene->provider, see_segment, scene, reterr);
+}
+
+static int run_reap(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_reap(scene->provider, flags, see_segment, scene, reterr);
+}
+
+static int see_user(void *context, long pid) {
+    scene_state *scene = context;
+    scene->seen |= pid == (long)getpid();
+    return 0;
+}
+
+static int run_users(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_users(scene->owner, see_user, scene, reterr);
+}
+
+static int run_close(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_shmem *closed = scene->owner;
+    (void)flags;
+    scene->owner = NULL;
+    return shmp_close(closed, reterr);
+}
+
+static int run_close_attached(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_shmem *closed = scene->attached;
+    (void)flags;
+    scene->attached = NULL;
+    return shmp_close(closed, reterr);
+}
+
+#define OS CODE(SHMP_EOS)
+#define OPENING (OS | CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_ENOMEM))
+#define CREATING (OS | CODE(SHMP_EUNSUPPORTED) | CODE(SHMP_ENOMEM))
+#define ATTACHING (CREATING | CODE(SHMP_EID) | CODE(SHMP_ESIZE) | CODE(SHMP_ENOTFOUND))
+
+static const operation_case operations[] = {
+    {"open", run_open, 0, 0, LEFTOVER, OPENING},
+    {"open_keeping", run_open, SHMP_KEEP_LEFTOVERS, 0, LEFTOVER, OPENING},
+    {"available", run_available, 0, INDEXED, 0, OPENING},
+    {"create", run_create, 0, 0, 0, CREATING},
+    {"create_reserve", run_create, SHMP_RESERVE, RESERVES, 0, CREATING},
+    {"create_inherit", run_create, SHMP_INHERIT, FILES, 0, CREATING},
+    {"create_named", run_create_named, SHMP_RESERVE | SHMP_INHERIT, NAMES, 0, CREATING},
+    {"attach", run_attach, 0, 0, OWNER, ATTACHING},
+    {"attach_read_only", run_attach, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
+    {"attach_whole", run_attach, SHMP_WHOLE, SHARES, OWNER, ATTACHING},
+    {"attach_inherit", run_attach, SHMP_INHERIT, FILES, OWNER, ATTACHING},
+    {"attach_other", run_attach, 0, PROC_IDS, PEER, ATTACHING},
+    {"attach_other_whole", run_attach, SHMP_READ_ONLY | SHMP_WHOLE, PROC_IDS, PEER, ATTACHING},
+    {"attach_number", run_attach, 0, NUMBERS, OWNER | NUMBER, ATTACHING},
+    {"describe", run_describe, 0, 0, OWNER, OS},
+    {"persist", run_persist, 0, FILES, OWNER, OS},
+    {"to_env", run_to_env, 0, 0, OWNER, OS},
+    {"from_env", run_from_env, 0, 0, OWNER | VARIABLES, ATTACHING},
+    {"limits", run_limits, 0, 0, 0, OS},
+    {"list", run_list, 0, LISTS, OWNER | LEFTOVER, OS},
+    {"reap", run_reap, 0, LEFTOVERS, LEFTOVER, OS},
+    {"reap_dry", run_reap, SHMP_DRY_RUN, LEFTOVERS, LEFTOVER, OS},
+    {"users", run_users, 0, 0, OWNER, OS},
+    {"close", run_close, 0, 0, OWNER | ENDS, OS},
+    {"close_named", run_close, 0, NAMES, OWNER | NAMED | ENDS, OS},
+    {"close_attached", run_close_attached, 0, 0, OWNER | ATTACHED | ENDS, OS},
+};
+
+/* ---- What an injected error may become ------------------------------------------------------- */
+
+#define OPEN "open open_keeping"
+#define CREATE "create create_reserve create_inherit create_named"
+#define ATTACH "attach attach_read_only attach_whole attach_inherit from_env"
+#define ATTACH_OTHER "attach_other attach_other_whole"
+#define OPEN_FILE OPEN " available limits list reap reap_dry " CREATE " " ATTACH " " ATTACH_OTHER " attach_number"
+#define MEMFD "memfd std"
+#define POSIX "posix posix/fd_ids"
+#define NOT_CALLOC                                                                                                     \
+    "close fcntl flock fstatvfs ftruncate getrandom memfd_create mmap munmap opendir readdir shm_open shm_unlink "     \
+    "shmat shmget"
+enum { SUCCESS = 0 };
+
+/* NULL, and no errors, are all. `word` is the error's call, where that is another. */
+static const struct rule {
+    const char *kinds, *operations, *calls;
+    int code;
+    const char *word;
+    int errors[8];
+} rules[] = {
+    {NULL, NULL, "calloc", SHMP_ENOMEM, "malloc", {0}},
+    /* nothing was written through the descriptor */
+    {NULL, OPEN_FILE, "close", SUCCESS, NULL, {0}},
+
+    /* before Linux 6.3 there is no MFD_NOEXEC_SEAL */
+    {"memfd memfd/fd_ids std", OPEN " available", "memfd_create", SUCCESS, NULL, {EINVAL}},
+    {NULL, OPEN " available", "memfd_create shmget", SHMP_EUNAVAILABLE, NULL, {ENOSYS}},
+    /* it asks for a size that is refused, to see how */
+    {"sysv", OPEN " available", "shmget", SUCCESS, NULL, {0}},
+    /* the next mechanism is taken */
+    {"std", OPEN, NOT_CALLOC, SUCCESS, NULL, {0}},
+    {"std", OPEN, NULL, SHMP_EUNAVAILABLE, "std", {0}},
+    /* a favour */
+    {POSIX, "open", "opendir readdir shm_open flock fstat shm_unlink", SUCCESS, NULL, {0}},
+
+    /* another random name is tried */
+    {POSIX, CREATE " available limits", "shm_open", SUCCESS, NULL, {EEXIST}},
+    /* some file systems have no locks, and some cannot say how much is free */
+    {POSIX, CREATE " available", "flock", SUCCESS, NULL, {EOPNOTSUPP, EINVAL, ENOSYS}},
+    {POSIX, CREATE " available", "fstatvfs", SUCCESS, NULL, {0}},
+    /* without /proc/meminfo the kernel decides */
+    {"memfd memfd/fd_ids std sysv", "create_reserve", "fopen getline open read", SUCCESS, NULL, {0}},
+    {"sysv", "create_reserve", "madvise", SHMP_EUNSUPPORTED, NULL, {EINVAL}},
+    /* IPC_RMID is tried twice */
+    {"sysv", CREATE " available", "shmctl", SUCCESS, NULL, {0}},
+
+    /* what cannot be duplicated is opened through /proc */
+    {MEMFD, ATTACH, "fcntl fstat mmap", SUCCESS, NULL, {0}},
+    {MEMFD, ATTACH " " ATTACH_OTHER, "fcntl", SHMP_EID, "fstat", {0}},
+    {MEMFD, ATTACH " " ATTACH_OTHER, "open", SHMP_ENOTFOUND, NULL, {ENOENT}},
+    {MEMFD, ATTACH " " ATTACH_OTHER, "open", SHMP_EID, NULL, {ENXIO, EISDIR, ENODEV, ELOOP}},
+    {"memfd/fd_ids posix/fd_ids", ATTACH, "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
+    {"memfd/fd_ids posix/fd_ids", ATTACH, "fcntl", SHMP_EID, NULL, {0}},
+    {NULL, "attach_number", "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
+    {NULL, "attach_number", "fcntl", SHMP_EID, NULL, {0}},
+    {"posix", ATTACH, "shm_open", SHMP_ENOTFOUND, NULL, {ENOENT}},
+    {"posix", ATTACH, "shm_open", SHMP_EID, NULL, {EINVAL, EISDIR, ENXIO, ELOOP}},
+    {"sysv", ATTACH, "shmat", SHMP_ENOTFOUND, NULL, {EINVAL, EIDRM}},
+
+    /* processes and names come and go, and some are other users' */
+    {NULL,
+     "list users reap reap_dry",
+     "fopen getline open opendir readdir readlink shm_open shm_unlink",
+     SUCCESS,
+     NULL,
+     {EACCES, EISDIR, ELOOP, ENODEV, ENOENT, ENXIO, EPERM, ESRCH}},
+    {POSIX, "list reap reap_dry", "shm_open", SUCCESS, NULL, {EINVAL}}, /* glibc's word for EISDIR */
+    {POSIX, "reap reap_dry", "flock", SUCCESS, NULL, {EWOULDBLOCK}},
+    /* whether it lives, and who owns it, is then unknown */
+    {POSIX, "list", "flock fopen getline", SUCCESS, NULL, {0}},
+    /* several calls read one file */
+    {NULL, "limits", "fopen getline open read", SHMP_EOS, "/proc/meminfo", {0}},
+    {NULL, "users", "fopen getline opendir readdir", SHMP_EOS, "/proc", {0}},
+    {"memfd memfd/fd_ids std", "list", "opendir readdir", SHMP_EOS, "/proc", {0}},
+    {POSIX, "list reap reap_dry", "opendir readdir", SHMP_EOS, "/dev/shm", {0}},
+
+    /* the name is gone, or somebody else's by now */
+    {POSIX, "close close_named available limits", "shm_unlink", SUCCESS, NULL, {ENOENT}},
+    {"posix", "close_named", "shm_open", SUCCESS, NULL, {EACCES, EINVAL, EISDIR, ELOOP, ENOENT, ENXIO, EPERM}},
+    {"posix", "close_named", "close", SUCCESS, NULL, {0}},
+};
+static int is_rule_used[LENGTH(rules)];
+
+/* Where the failing call is the one that would remove the object, or say whose it is, it stays. With
+ * "lasting" the second try fails as well. */
+static const struct {
+    fault_mode mode;
+    const char *kinds, *operations, *calls;
+} staying[] = {
+    {ONE, POSIX, "close close_named available limits", "shm_unlink"},
+    {ONE, "posix", "close_named", "shm_open fstat"},
+    {LASTING, NULL, NULL, "shm_unlink shmctl"},
+    {LASTING, "posix", "close_named create_named", "shm_open fstat"},
+};
+static int is_staying_used[LENGTH(staying)];
+
+static int have_common(const char *list, const char *words) {
+    char copy[sizeof fault.hits], *rest = copy;
+    snprintf(copy, sizeof copy, "%s", words);
+    for (char *word; (word = strtok_r(rest, " ", &rest));)
+        if (lists(list, word)) return 1;
+    return 0;
+}
+
+static const struct rule *rule_for(const scene_state *scene, const operation_case *operation, const char *call,
+                                   int code) {
+    for (size_t i = 0; i < LENGTH(rules); i++) {
+        const struct rule *rule = &rules[i];
+        int is_listed = rule->errors[0] == 0;
+        for (size_t j = 0; j < LENGTH(rule->errors); j++) is_listed |= rule->errors[j] == fault.error;
+        if (rule->code != code || !is_listed || !lists(rule->kinds, scene->kind->label) ||
+            !lists(rule->operations, operation->name) || !lists(rule->calls, call))
+            continue;
+        is_rule_used[i] = 1;
+        return rule;
+    }
+    return NULL;
+}
+
+static int may_stay(const scene_state *scene, const operation_case *operation, fault_mode mode) {
+    for (size_t i = 0; i < LENGTH(staying); i++)
+        if (staying[i].mode == mode && lists(staying[i].kinds, scene->kind->label) &&
+            lists(staying[i].operations, operation->name) && have_common(staying[i].calls, fault.hits))
+            return is_staying_used[i] = 1;
+    return 0;
+}
+
+/* ---- One run ----------------------------------------------------------------------------------- */
+
+static void poison(scene_state *scene) {
+    memset(&scene->untouched, 0x5a, sizeof scene->untouched);
+    scene->untouched.limits.struct_size = sizeof scene->untouched.limits;
+    scene->out = scene->untouched;
+    scene->seen = 0;
+}
+
+static int succeeds(int result, const shmp_error *error, const char *what) {
+    return result == 0 ||
+           check_failed(__FILE__, __LINE__, "%s without a fault: %s: %.200s", what, error->call, error->message);
+}
+
+/* What a killed owner leaves, without the killing: a second name outlives the owner's close, which
+ * drops the lock. */
+static void leave_behind(void) {
+    shmp_provider *provider;
+    shmp_shmem *shmem;
+    shmp_description description;
+    shmp_provider_options options = {.struct_size = sizeof options, .flags = SHMP_KEEP_LEFTOVERS};
+    char path[40], left[40];
+    REQUIRE(shmp_provider_open("posix", &options, &provider, NULL) == 0);
+    REQUIRE(shmp_create(provider, LEFTOVER_SIZE, 0, &shmem, NULL) == 0);
+    REQUIRE(shmp_describe(shmem, &description, NULL) == 0);
+    snprintf(path, sizeof path, "/dev/shm%s", description.id);
+    snprintf(left, sizeof left, "%.*sleft", (int)strlen(path) - 4, path);
+    CHECK(link(path, left) == 0);
+    CHECK(shmp_close(shmem, NULL) == 0);
+    shmp_provider_close(provider);
+}
+
+/* Makes what the operation needs and is not there; *ret_expected is what shall be held after it. */
+static int set_stage(scene_state *scene, const operation_case *operation, holdings *ret_expected) {
+    shmp_error error = {.call = "", .message = ""};
+    unsigned stage = operation->stage;
+    int ok = 1;
+    if (stage & ENDS) look(ret_expected);
+    if (stage & OWNER && !scene->owner) {
+        ok = succeeds(stage & NAMED ? shmp_create_named(scene->provider, own_name, SIZE, 0, &scene->owner, &error)
+                                    : shmp_create(scene->provider, SIZE, 0, &scene->owner, &error),
+                      &error, "create");
+        ok = ok && succeeds(shmp_describe(scene->owner, &scene->description, &error), &error, "describe");
+    }
+    if (ok && stage & ATTACHED && stage & ENDS) look(ret_expected);
+    if (ok && stage & ATTACHED && !scene->attached)
+        ok = succeeds(shmp_attach(scene->provider, &scene->description, 0, &scene->attached, &error), &error, "attach");
+    if (ok && stage & VARIABLES) ok = succeeds(shmp_to_env(scene->owner, variable, &error), &error, "to_env");
+    if (stage & PEER) scene->description = scene->of_peer;
+    if (stage & NUMBER) snprintf(scene->description.id, sizeof scene->description.id, "%d", shmp_fileno(scene->owner));
+    if (operation->flags & SHMP_WHOLE) scene->description.size = 1;
+    if (stage & LEFTOVER && scene->kind->can & LEFTOVERS && !scene->has_leftover) {
+        leave_behind();
+        scene->has_leftover = 1;
+    }
+    poison(scene);
+    if (!(stage & ENDS)) look(ret_expected);
+    return ok;
+}
+
+static void clear_stage(scene_state *scene) {
+    shmp_error error = {.call = "", .message = ""};
+    succeeds(shmp_close(scene->attached, &error), &error, "close");
+    succeeds(shmp_close(scene->owner, &error), &error, "close");
+    if (scene->has_leftover) succeeds(shmp_reap(scene->provider, 0, NULL, NULL, &error), &error, "reap");
+    unsetenv(variable);
+    unsetenv(variable_size);
+    scene->owner = scene->attached = NULL;
+    scene->has_leftover = 0;
+}
+
+/* Writes by one handle and reads by the other. */
+static void use(shmp_shmem *shmem, shmp_shmem *other) {
+    static unsigned char mark;
+    unsigned char *data = shmp_data(shmem), *seen = other ? shmp_data(other) : data;
+    mark++;
+    if (!CHECK_EQUAL(shmp_size(shmem), SIZE)) return;
+    if (shmp_flags(shmem) & SHMP_READ_ONLY) {
+        unsigned char *swapped = data;
+        data = seen;
+        seen = swapped;
+        if (!other) return;
+    }
+    memset(data, mark, SIZE);
+    CHECK_EQUAL(seen[0], mark);
+    CHECK_EQUAL(seen[SIZE - 1], mark);
+}
+
+static void use_peers(const shmp_shmem *shmem) {
+    const unsigned char *data = shmp_data(shmem);
+    if (CHECK_EQUAL(shmp_size(shmem), PEER_SIZE)) CHECK_EQUAL(data[PEER_SIZE - 1], FROM_PEER);
+}
+
+/* Uses what a successful operation gave, and releases it. */
+static void use_outputs(scene_state *scene, const operation_case *operation) {
+    shmp_error error = {.call = "", .message = ""};
+    outputs *out = &scene->out, *untouched = &scene->untouched;
+    shmp_shmem *shmem, *peer = scene->kind->can & SHARES ? scene->owner : NULL;
+    if (out->provider != untouched->provider) {
+        if (succeeds(shmp_create(out->provider, SIZE, 0, &shmem, &error), &error, "create")) use(shmem, NULL);
+        succeeds(shmp_close(shmem, &error), &error, "close");
+        shmp_provider_close(out->provider);
+    }
+    if (out->shmem != untouched->shmem) {
+        operation->stage &PEER ? use_peers(out->shmem) : use(out->shmem, peer);
+        if (operation->flags & SHMP_INHERIT) CHECK_EQUAL(fcntl(shmp_fileno(out->shmem), F_GETFD), 0);
+        succeeds(shmp_close(out->shmem, &error), &error, "close");
+    }
+    if (memcmp(&out->description, &untouched->description, sizeof out->description) != 0 &&
+        succeeds(shmp_attach(scene->provider, &out->description, 0, &shmem, &error), &error, "attach")) {
+        use(shmem, peer);
+        succeeds(shmp_close(shmem, &error), &error, "close");
+    }
+    if (operation->run == run_limits) CHECK(out->limits.bytes > 0 && out->limits.segments > 0 && *out->limits.advice);
+    if (operation->run == run_persist) CHECK_EQUAL(fcntl(shmp_fileno(scene->owner), F_GETFD), 0);
+    if (operation->run == run_to_env) {
+        if (succeeds(shmp_from_env(scene->provider, variable, 0, &shmem, &error), &error, "from_env")) {
+            use(shmem, peer);
+            succeeds(shmp_close(shmem, &error), &error, "close");
+        }
+        unsetenv(variable);
+        unsetenv(variable_size);
+    }
+}
+
+static void judge_success(const scene_state *scene, const operation_case *operation, fault_mode mode) {
+    char hits[sizeof fault.hits], *rest = hits;
+    if (mode != ONE && mode != LASTING) return;
+    if (fault.error == EINTR) return;
+    memcpy(hits, fault.hits, sizeof hits);
+    for (char *call; (call = strtok_r(rest, " ", &rest));)
+        if (!rule_for(scene, operation, call, 0))
+            check_failed(__FILE__, __LINE__, "the failure of %s is swallowed", call);
+}
+
+static void judge_error(const scene_state *scene, const operation_case *operation, int result,
+                        const shmp_error *error) {
+    char hits[sizeof fault.hits], *rest = hits;
+    int is_expected = result == -SHMP_EOS;
+    const char *word = NULL;
+    if (fault.error == EINTR) check_failed(__FILE__, __LINE__, "EINTR is not dealt with");
+    if (result > 0 || result < -SHMP_EOS || !(operation->codes & CODE(-result)))
+        check_failed(__FILE__, __LINE__, "the manual does not have its result %d (%s)", result,
+                     shmp_error_text(result));
+    memcpy(hits, fault.hits, sizeof hits);
+    for (char *call; (call = strtok_r(rest, " ", &rest));) {
+        const struct rule *rule = rule_for(scene, operation, call, -result);
+        if (rule) is_expected = 1;
+        if (rule && rule->word && strcmp(error->call, rule->word) == 0) word = rule->word;
+        if (strcmp(error->call, call) == 0) word = call;
+    }
+    if (!is_expected) check_failed(__FILE__, __LINE__, "it became %s: %s", shmp_error_text(result), error->message);
+    if (!word) check_failed(__FILE__, __LINE__, "the error blames \"%s\": %s", error->call, error->message);
+    CHECK_EQUAL(error->code, result);
+    if (result == -SHMP_EOS || error->os_error != 0) CHECK_EQUAL(error->os_error, fault.error);
+    if (strlen(error->message) >= sizeof error->message - 1)
+        check_failed(__FILE__, __LINE__, "the message is cut off: %s", error->message);
+    if (result == -SHMP_EOS && !strpbrk(error->message, "0123456789\"/_"))
+        check_failed(__FILE__, __LINE__, "%s: the message has no value: %s", error->call, error->message);
+}
+
+/* Compares what is held with what should be; what stayed is removed. A name that went is another's,
+ * unless it is the owner's. */
+static void check_held(const scene_state *scene, const operation_case *operation, fault_mode mode,
+                       const holdings *expected) {
+    static holdings now;
+    int stayed = 0;
+    look(&now);
+    const char *at = now.text;
+    for (const char *line; (line = next_extra(&at, expected));) {
+        int removed = remove_extra(line);
+        stayed += removed > 0;
+        if (removed == 0 || (removed > 0 && !may_stay(scene, operation, mode)))
+            check_failed(__FILE__, __LINE__, "left:%.*s", (int)strcspn(line + 1, "\n") + 1, line);
+    }
+    at = expected->text;
+    for (const char *line; (line = next_extra(&at, &now));) {
+        int is_owners = scene->owner && strncmp(line + 6, scene->description.id + 1, strcspn(line + 6, "\n")) == 0;
+        if (is_owners || strncmp(line, "\nname ", 6) != 0)
+            check_failed(__FILE__, __LINE__, "gone:%.*s", (int)strcspn(line + 1, "\n") + 1, line);
+    }
+    if (stayed > 1) check_failed(__FILE__, __LINE__, "%d objects stayed", stayed);
+}
+
+#if defined(__SANITIZE_ADDRESS__)
+#define COUNTS_MEMORY 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define COUNTS_MEMORY 1
+#endif
+#endif
+#if defined(COUNTS_MEMORY)
+#include <sanitizer/lsan_interface.h>
+static void check_memory(void) {
+    static int is_leaking;
+    if (is_leaking) return;
+    is_leaking = __lsan_do_recoverable_leak_check();
+    CHECK(!is_leaking);
+}
+#else
+static void check_memory(void) {}
+#endif
+
+typedef struct test_tally {
+    const char *wanted; /* part of "provider operation" */
+    long passed, failed;
+    long operations, calls, triples, lasting, storms; /* of this provider */
+} test_tally;
+
+/* Runs the operation with a fault, and then without. 0: the faulty call was not reached. */
+static int try_once(scene_state *scene, const operation_case *operation, fault_mode mode, const char *call,
+                    int occurrence, int error_number) {
+    static holdings empty, expected;
+    shmp_error error, poisoned;
+    memset(&poisoned, 0x5a, sizeof poisoned);
+    error = poisoned;
+    look(&empty);
+    if (!set_stage(scene, operation, &expected)) return 1;
+
+    arm(mode, call, occurrence, error_number);
+    int result = operation->run(scene, operation->flags, &error);
+    disarm();
+    int is_filled = memcmp(&error, &poisoned, sizeof error) != 0;
+    if (result == 0) {
+        if (is_filled) check_failed(__FILE__, __LINE__, "success touched reterr: %s: %s", error.call, error.message);
+        judge_success(scene, operation, mode);
+        use_outputs(scene, operation);
+    } else {
+        if (mode == STORM || mode == RECORD)
+            check_failed(__FILE__, __LINE__, "%s", is_filled ? error.message : shmp_error_text(result));
+        else if (!is_filled)
+            check_failed(__FILE__, __LINE__, "reterr is not filled: %s", shmp_error_text(result));
+        else
+            judge_error(scene, operation, result, &error);
+        if (memcmp(&scene->out, &scene->untouched, sizeof scene->out) != 0)
+            check_failed(__FILE__, __LINE__, "failure touched an output");
+    }
+    check_held(scene, operation, mode, &expected);
+
+    if (set_stage(scene, operation, &expected)) {
+        error = poisoned;
+        if (succeeds(operation->run(scene, operation->flags, &error), &error, operation->name)) {
+            if (operation->run == run_list) CHECK_EQUAL(scene->seen, scene->kind->listed);
+            if (operation->run == run_users) CHECK(scene->seen);
+            if (operation->flags & SHMP_DRY_RUN && operation->run == run_reap) CHECK_EQUAL(scene->seen, SEEN_LEFTOVER);
+            use_outputs(scene, operation);
+        }
+        check_held(scene, operation, OFF, &expected);
+        if (scene->owner) use(scene->owner, scene->attached);
+    }
+    clear_stage(scene);
+    check_held(scene, operation, OFF, &empty);
+    return fault.count > 0;
+}
+
+static void try_counted(test_tally *tally, scene_state *scene, const operation_case *operation, fault_mode mode,
+                        const char *call, int occurrence, int error, long *count) {
+    check_subject("%s %s, %s: %s #%d: %s", scene->kind->label, operation->name, mode_names[mode],
+                  call ? call : "every call", occurrence + 1, error ? strerror(error) : "none");
+    int before = atomic_load(&check_failures);
+    int is_reached = try_once(scene, operation, mode, call, occurrence, error);
+    int failed = atomic_load(&check_failures) != before;
+    check_subject("");
+    if (!is_reached && mode != RECORD && !failed) return;
+    *count += 1;
+    tally->passed += !failed;
+    tally->failed += failed;
+}
+
+/* All calls of a short trace; of a long one (the processes of a busy machine) those after which the
+ * next step follows, a dozen of each. */
+enum { SHORT_TRACE = 60, SAMPLES = 12 };
+
+static int is_worth_it(const char *const *trace, int length, int at, int samples) {
+    if (length <= SHORT_TRACE) return 1;
+    return samples < SAMPLES && (at + 1 == length || strcmp(trace[at], trace[at + 1]) != 0);
+}
+
+static void try_operation(test_tally *tally, scene_state *scene, const operation_case *operation) {
+    static const char *trace[TRACE_ROOM];
+    long recordings = 0;
+    alarm(PATIENCE);
+    try_counted(tally, scene, operation, RECORD, NULL, 0, 0, &recordings);
+    int length = fault.length;
+    memcpy(trace, fault.trace, sizeof trace);
+    tally->operations++;
+    tally->calls += length;
+    for (int i = 0; i < length; i++) {
+        int occurrence = 0, samples = 0;
+        for (int j = 0; j < i; j++) {
+            if (strcmp(trace[j], trace[i]) != 0) continue;
+            occurrence++;
+            samples += is_worth_it(trace, length, j, samples);
+        }
+        if (!is_worth_it(trace, length, i, samples)) continue;
+        for (const int *error = errors_of(trace[i]); *error; error++) {
+            try_counted(tally, scene, operation, ONE, trace[i], occurrence, *error, &tally->triples);
+            if (*error != EINTR)
+                try_counted(tally, scene, operation, LASTING, trace[i], occurrence, *error, &tally->lasting);
+        }
+    }
+    try_counted(tally, scene, operation, STORM, NULL, 0, EINTR, &tally->storms);
+    check_subject("%s %s", scene->kind->label, operation->name);
+    check_memory();
+    check_subject("");
+}
+
+/* ---- Another process's segment ------------------------------------------------------------------- */
+
+typedef struct peer_process {
+    pid_t pid;
+    int hold; /* it lives until this is closed */
+} peer_process;
+
+static int live_as_peer(const provider_kind *kind, int answer, int end) {
+    shmp_provider *provider;
+    shmp_shmem *shmem;
+    shmp_description description;
+    shmp_provider_options options = options_of(kind);
+    char byte;
+    if (shmp_provider_open(kind->name, &options, &provider, NULL) < 0) return 1;
+    if (shmp_create(provider, PEER_SIZE, 0, &shmem, NULL) < 0) return 1;
+    memset(shmp_data(shmem), FROM_PEER, PEER_SIZE);
+    if (shmp_describe(shmem, &description, NULL) < 0) return 1;
+    if (write(answer, &description, sizeof description) != sizeof description) return 1;
+    return read(end, &byte, 1) != 0;
+}
+
+static peer_process start_peer(const provider_kind *kind, shmp_description *ret_description) {
+    int answer[2], end[2];
+    if (pipe2(answer, O_CLOEXEC) < 0 || pipe2(end, O_CLOEXEC) < 0) abort();
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(end[1]);
+        _exit(live_as_peer(kind, answer[1], end[0]));
+    }
+    close(answer[1]);
+    close(end[0]);
+    CHECK(read(answer[0], ret_description, sizeof *ret_description) == sizeof *ret_description);
+    close(answer[0]);
+    return (peer_process){pid, end[1]};
+}
+
+static void end_peer(const peer_process *peer) {
+    int status = -1;
+    close(peer->hold);
+    CHECK(waitpid(peer->pid, &status, 0) == peer->pid && status == 0);
+}
+
+/* ---- Running --------------------------------------------------------------------------------------- */
+
+static void try_provider(test_tally *tally, const provider_kind *kind) {
+    shmp_error error = {.call = ""};
+    scene_state scene = {.kind = kind};
+    shmp_provider_options options = options_of(kind);
+    if (shmp_provider_open(kind->name, &options, &scene.provider, &error) < 0) {
+        printf("skip %s: %s: %s\n", kind->label, error.call, error.message);
+        return;
+    }
+    peer_process peer = {0, -1};
+    if (kind->can & PROC_IDS) peer = start_peer(kind, &scene.of_peer);
+    tally->operations = tally->calls = tally->triples = tally->lasting = tally->storms = 0;
+    for (size_t i = 0; i < LENGTH(operations); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s %s", kind->label, operations[i].name);
+        if ((operations[i].needs & kind->can) == operations[i].needs && strstr(name, tally->wanted))
+            try_operation(tally, &scene, &operations[i]);
+    }
+    if (kind->can & PROC_IDS) end_peer(&peer);
+    shmp_provider_close(scene.provider);
+    if (tally->operations > 0)
+        printf("%s: %ld operations, %ld calls: %ld with one errno each, %ld lasting, %ld storms\n", kind->label,
+               tally->operations, tally->calls, tally->triples, tally->lasting, tally->storms);
+    fflush(stdout);
+}
+
+/* A row that excuses nothing any more is to go. */
+static void check_tables(void) {
+    for (size_t i = 0; i < LENGTH(rules); i++) {
+        check_subject("rule %zu, of %s", i + 1, rules[i].calls ? rules[i].calls : "all calls");
+        CHECK(is_rule_used[i]);
+    }
+    for (size_t i = 0; i < LENGTH(staying); i++) {
+        check_subject("staying %zu", i + 1);
+        CHECK(is_staying_used[i]);
+    }
+}
+
+static int run_all(const char *wanted) {
+    test_tally tally = {.wanted = wanted};
+    snprintf(own_name, sizeof own_name, "/fault_%ld", (long)getpid());
+    for (size_t i = 0; i < LENGTH(kinds); i++) try_provider(&tally, &kinds[i]);
+    int before = atomic_load(&check_failures);
+    if (!*wanted) check_tables();
+    tally.failed += atomic_load(&check_failures) - before;
+    printf("%ld passed, %ld failed\n", tally.passed, tally.failed);
+    fflush(stdout);
+    return atomic_load(&check_failures) > 0;
+}
+
+static void give_up(int signal_number) {
+    static const char text[] = "test_faults: an operation hangs\n";
+    (void)signal_number;
+    (void)!write(2, text, sizeof text - 1);
+    _exit(1);
+}
+
+enum { NOT_ALONE = 99 };
+
+/* The first process of its own namespaces. */
+static int run_alone(const char *wanted) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0 ||
+        mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777") < 0)
+        return NOT_ALONE;
+    is_alone = 1;
+    return run_all(wanted);
+}
+
+static int wait_for(pid_t child) {
+    int status;
+    if (child < 0 || waitpid(child, &status, 0) != child) return NOT_ALONE;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+/* As root: with names, System V ids and processes of its own, so that others' do not come and go. */
+int main(int argc, char **argv) {
+    const char *wanted = argc > 1 ? argv[1] : "";
+    unsetenv("SHMEM_PROVIDER");
+    signal(SIGALRM, give_up);
+    pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID) < 0) _exit(NOT_ALONE);
+        child = fork();
+        if (child == 0) exit(run_alone(wanted));
+        _exit(wait_for(child));
+    }
+    int result = wait_for(child);
+    return result == NOT_ALONE ? run_all(wanted) : result;
+}

@@ -1,0 +1,580 @@
+"""One segment in one process: its size, its bytes, its views, its end. Over every provider."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import gc
+import io
+import itertools
+import mmap
+import os
+import pickle
+import random
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from shmem_providers import (
+    MmapShMemProvider,
+    ShMem,
+    ShMemDescription,
+    ShMemProvider,
+    open_provider,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_leaks")
+
+Can = Callable[[ShMemProvider, str], bool]
+PAGE = mmap.PAGESIZE
+
+
+class Index:
+    """An int by __index__ alone."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+class BrokenIndex:
+    def __index__(self) -> NoReturn:
+        raise ZeroDivisionError
+
+
+class Header(ctypes.Structure):
+    _fields_ = [("magic", ctypes.c_uint32), ("values", ctypes.c_uint16 * 3), ("tail", ctypes.c_double)]
+
+
+# ---- size and first contents
+
+
+@pytest.mark.parametrize("size", [1, 7, PAGE - 1, PAGE, PAGE + 1, 1_000_003])
+def test_new_memory_is_zero_and_exactly_as_long_as_asked(provider: ShMemProvider, size: int) -> None:
+    with provider.new_shmem(size) as dirty:
+        dirty[:] = b"\xff" * size
+    with provider.new_shmem(size) as shm:
+        assert shm[:] == bytes(size)
+        assert (len(shm), shm.size, shm.description.size, memoryview(shm).nbytes) == (size,) * 4
+        shm[-1] = 1
+        assert shm[size - 1] == 1
+        with pytest.raises(IndexError):
+            shm[size]
+        with pytest.raises(IndexError):
+            shm[size] = 1
+
+
+@pytest.mark.parametrize("size", [2**31 + 1, 2**32 + 1, 2**40, 2**62, 2**63 - 2 * PAGE, 2**63 - 1])
+def test_a_huge_segment_works_or_is_refused(provider: ShMemProvider, size: int) -> None:
+    shm = None
+    try:
+        shm = provider.new_shmem(size)
+    except (OSError, MemoryError) as raised:
+        refused = raised
+    if not shm:
+        assert str(size) in str(refused)
+        assert isinstance(refused, MemoryError) == (provider.name == "nop")
+        assert getattr(refused, "errno", errno.ENOMEM) in (errno.ENOMEM, errno.ENOSPC, errno.EINVAL, errno.EFBIG)
+        return
+    with shm:
+        assert len(shm) == size
+        shm[-1], shm[size - 2] = 7, 6
+        shm[size - 5 : size - 2] = b"abc"
+        assert shm[size - 6 :] == b"\0abc\x06\x07"
+        assert shm[-1 : -(2**64) : -(size - 1)] == b"\x07\0"
+        with memoryview(shm) as view:
+            assert (len(view), view[size - 1], view[0]) == (size, 7, 0)
+        with pytest.raises(IndexError):
+            shm[size]
+
+
+def test_more_than_the_file_system_holds_is_refused_at_creation() -> None:
+    free = os.statvfs("/dev/shm")
+    with pytest.raises(OSError, match="remount it larger") as refused:
+        MmapShMemProvider().new_shmem((free.f_bavail + free.f_blocks // 2 + 1) * free.f_frsize)
+    assert refused.value.errno == errno.ENOSPC
+
+
+def test_many_segments_at_once(provider: ShMemProvider) -> None:
+    segments = [provider.new_shmem(2) for _ in range(300)]
+    for number, shm in enumerate(segments):
+        shm[:] = number.to_bytes(2, "big")
+    assert [int.from_bytes(shm[:], "big") for shm in segments] == list(range(300))
+    if provider.name != "nop":
+        assert len({shm.id for shm in segments}) == 300
+    for shm in segments:
+        shm.close()
+
+
+def test_reserved_memory_is_taken_at_once(provider: ShMemProvider, can: Can) -> None:
+    size = 64 * PAGE
+    if not can(provider, "reserve"):
+        with pytest.raises(io.UnsupportedOperation, match=provider.name):
+            provider.new_shmem(size, reserve=True)
+        return
+
+    def taken(shm: ShMem) -> int:
+        if can(provider, "fileno"):
+            return os.fstat(shm.fileno()).st_blocks * 512
+        titles, *rows = map(str.split, Path("/proc/sysvipc/shm").read_text().splitlines())
+        (row,) = (dict(zip(titles, fields, strict=True)) for fields in rows if fields[1] == shm.id)
+        return int(row["rss"]) + int(row["swap"])
+
+    with provider.new_shmem(size) as sparse, provider.new_shmem(size, reserve=True) as full:
+        assert (taken(sparse), taken(full)) == (0, size)
+        assert full[:] == bytes(size)
+
+
+def test_more_than_there_is_cannot_be_reserved(sharing: ShMemProvider) -> None:
+    with pytest.raises(OSError) as refused:  # noqa: PT011  # which message depends on the mechanism
+        sharing.new_shmem(2**40, reserve=True)
+    assert refused.value.errno in (errno.ENOMEM, errno.ENOSPC)
+
+
+# ---- indexing: whatever mmap.mmap does, on the same bytes
+
+N = 9
+INTS = [*range(-N - 2, N + 3), 2**63 - 1, 2**63, -(2**63), 2**100, -(2**100)]
+BOUNDS = [None, -N - 3, -N, -N + 1, -1, 0, 1, N - 1, N, N + 3, 2**70, Index(3)]
+STEPS = [None, 1, 2, 3, N, -1, -2, 2**70, -(2**70), 0]
+SLICES = [slice(*three) for three in itertools.product(BOUNDS, BOUNDS, STEPS)]
+ODD_KEYS = ["0", b"0", 1.0, None, (0, 1), [0], ..., True, Index(2), Index(2**80), BrokenIndex(), slice("a"), slice(1.0)]
+
+
+def outcome(call: Callable[[], object]) -> object:
+    """Give the result, or the class of what was raised."""
+    try:
+        return call()
+    except Exception as raised:
+        return type(raised)
+
+
+@pytest.fixture
+def twins(provider: ShMemProvider) -> Any:
+    """Give a segment and an mmap of the same size and bytes."""
+    with provider.new_shmem(N) as shm, mmap.mmap(-1, N) as model:
+        shm[:] = model[:] = bytes(range(101, 101 + N))
+        yield shm, model
+
+
+def test_reading_is_as_mmap(twins: tuple[Any, Any]) -> None:
+    shm, model = twins
+    for key in [*INTS, *SLICES, *ODD_KEYS]:
+        assert outcome(lambda: shm[key]) == outcome(lambda: model[key]), key  # noqa: B023
+    assert list(shm) == list(model[:])
+    assert list(reversed(shm)) == list(reversed(model[:]))
+    assert 102 in shm
+    assert 99 not in shm
+    assert bytes(shm) == model[:]
+
+
+def test_writing_is_as_mmap(twins: tuple[ShMem, mmap.mmap]) -> None:
+    shm, model = twins
+    bytes_or_not = [0, 255, 256, -1, True, Index(7), Index(300), BrokenIndex(), "x", b"x", 1.5, None, [1]]
+    spans: list[Any] = [b"", b"x", b"xyz", bytes(N), bytes(N + 1), bytearray(b"xyz"), memoryview(b"xyz")]
+    spans += [memoryview(b"xxyyzz")[::2], array.array("H", [1, 2]), "xyz", [1, 2, 3], 7, None, 2.5]
+
+    def assign(target: Any, key: Any, value: Any) -> None:
+        target[key] = value
+
+    keys_or_not = [(key, 7) for key in [*INTS, *ODD_KEYS]]
+    good_keys = itertools.product([0, -1, True, Index(2)], bytes_or_not)
+    slices = itertools.product([*SLICES[::7], slice(3), slice(None), slice(4, 1)], spans)
+    for key, value in itertools.chain(keys_or_not, good_keys, slices):
+        assert outcome(lambda: assign(shm, key, value)) == outcome(lambda: assign(model, key, value)), (key, value)  # noqa: B023
+        assert shm[:] == model[:], (key, value)
+    with pytest.raises(ValueError, match="int"):  # as bytearray; mmap has TypeError
+        shm[0] = 2**100
+
+
+def test_random_writes_are_as_mmap(twins: tuple[ShMem, mmap.mmap]) -> None:
+    shm, model = twins
+    dice = random.Random(1)
+    for _ in range(3000):
+        start, stop = (dice.choice([None, *range(-N - 1, N + 2)]) for _ in range(2))
+        key = slice(start, stop, dice.choice([None, 1, 2, 3, -1, -2]))
+        value = dice.randbytes(len(model[key]))
+        shm[key] = value
+        model[key] = value
+        index = dice.randrange(-N, N)
+        shm[index] = model[index] = dice.randrange(256)
+        assert shm[:] == model[:]
+
+
+def test_a_segment_cannot_change_its_size(twins: tuple[ShMem, mmap.mmap]) -> None:
+    shm, model = twins
+    for key in (0, slice(0, 1), slice(None), "x"):
+        with pytest.raises(TypeError):
+            del shm[key]  # type: ignore[attr-defined]
+    for call in (lambda: shm + b"x", lambda: shm * 2, lambda: shm.append(1)):  # type: ignore[operator,attr-defined]
+        assert outcome(call) in (TypeError, AttributeError)
+    assert shm[:] == model[:]
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        (slice(1, None), slice(0, -1)),
+        (slice(0, -1), slice(1, None)),
+        (slice(None, None, -1), slice(None)),
+        (slice(0, None, 2), slice(0, 5)),
+    ],
+    ids=["forward", "backward", "reversed", "spread"],
+)
+def test_assigning_its_own_bytes_is_as_if_they_were_copied_first(
+    provider: ShMemProvider, key: slice, part: slice
+) -> None:
+    with provider.new_shmem(N) as shm:
+        shm[:] = range_bytes = bytes(range(N))
+        expected = bytearray(range_bytes)
+        expected[key] = range_bytes[part]
+        with memoryview(shm) as view, view[part] as source:
+            shm[key] = source
+        assert shm[:] == expected
+
+
+# ---- views
+
+
+def test_views_are_the_memory_itself(provider: ShMemProvider) -> None:
+    with provider.new_shmem(16) as shm, memoryview(shm) as view:
+        assert (view.readonly, view.format, view.itemsize, view.ndim, view.shape) == (False, "B", 1, 1, (16,))
+        assert view.c_contiguous
+        assert view.obj is shm
+        view[3] = 5
+        shm[4] = 6
+        assert (shm[3], view[4]) == (5, 6)
+        with view[8:].cast("Q") as word:
+            word[0] = 0x0102030405060708
+        assert int.from_bytes(shm[8:], "little" if shm[8] == 8 else "big") == 0x0102030405060708
+        assert io.BytesIO(b"sixteen bytes 16").readinto(shm) == 16
+        assert bytes(view) == b"sixteen bytes 16"
+
+
+def test_ctypes_and_numpy_see_the_same_addresses(provider: ShMemProvider, numpy: Any) -> None:
+    with provider.new_shmem(4099) as shm:
+        first = ctypes.c_uint8.from_buffer(shm)
+        seen = numpy.frombuffer(shm, "u1")
+        assert seen.ctypes.data == ctypes.addressof(first)
+        assert seen.ctypes.data % 8 == 0
+        assert (seen.shape, seen.flags.writeable, seen.flags.owndata) == ((4099,), True, False)
+        seen[-1] = 9
+        assert shm[4098] == 9
+        shm[0] = 8
+        assert (first.value, seen[0]) == (8, 8)
+        words = numpy.frombuffer(shm, "<u4", count=1024)
+        words[1] = 0x01020304
+        assert shm[4:8] == b"\4\3\2\1"
+        del first, seen, words
+        gc.collect()
+
+
+def test_a_read_only_segment_cannot_be_written(provider: ShMemProvider) -> None:
+    with provider.new_shmem(64) as shm, provider.shmem_from_id_and_size(shm.id, 64, read_only=True) as reader:
+        assert (shm.readonly, reader.readonly) == (False, True)
+        before = shm[:]
+        writes: list[Any] = [(0, 1), (slice(0, 2), b"ab"), (slice(0, 0), b""), (70, 1), ("x", 1)]
+        for write in writes:
+            with pytest.raises(TypeError):
+                reader.__setitem__(*write)
+        with memoryview(reader) as view:
+            assert view.readonly
+            with pytest.raises(TypeError):
+                view[0] = 1
+        with pytest.raises(TypeError):
+            ctypes.c_uint8.from_buffer(reader)
+        with pytest.raises(TypeError):
+            reader.as_ptr_of(Header)
+        with pytest.raises((TypeError, BufferError)):
+            io.BytesIO(b"abc").readinto(reader)
+        with provider.clone_ref(reader) as clone:
+            assert clone.readonly
+        assert reader[:] == shm[:] == before
+
+
+# ---- ctypes values
+
+
+def test_as_ptr_of_lies_in_the_segment(provider: ShMemProvider) -> None:
+    size = ctypes.sizeof(Header)
+    with provider.new_shmem(size) as shm:
+        header = shm.as_ptr_of(Header)
+        assert header is not None
+        header.magic, header.values[2] = 0xAABBCCDD, 513
+        assert shm[:4] == (0xAABBCCDD).to_bytes(4, "little" if shm[0] == 0xDD else "big")
+        shm[Header.tail.offset :] = bytes(ctypes.c_double(0.5))
+        assert header.tail == 0.5
+        with pytest.raises(BufferError):
+            shm.close()
+        del header
+        gc.collect()
+    with provider.new_shmem(size - 1) as small:
+        assert small.as_ptr_of(Header) is None
+
+
+def test_new_on_shmem_copies_and_uninit_is_blank(provider: ShMemProvider) -> None:
+    value = Header(7, (1, 2, 3), 2.5)
+    with provider.new_on_shmem(value) as shm:
+        assert (shm[:], len(shm)) == (bytes(value), ctypes.sizeof(Header))
+        value.magic = 8
+        assert shm[:] != bytes(value)
+    with provider.uninit_on_shmem(Header) as blank:
+        assert blank[:] == bytes(ctypes.sizeof(Header))
+    with provider.new_on_shmem((ctypes.c_uint16 * 5)(1, 2, 3, 4, 5)) as shm:
+        assert memoryview(shm).cast("H").tolist() == [1, 2, 3, 4, 5]
+        gc.collect()
+
+
+def test_only_ctypes_types_are_types(provider: ShMemProvider) -> None:
+    results = {}
+    with provider.new_shmem(4096) as large, provider.new_shmem(1) as small:
+        for wrong in (int, "Header", 4, None, b"x", Header(), ctypes.c_int(1)):
+            calls: list[Callable[[Any], Any]] = [large.as_ptr_of, small.as_ptr_of, provider.uninit_on_shmem]
+            if not isinstance(wrong, (ctypes.Structure, ctypes.c_int)):
+                calls.append(provider.new_on_shmem)
+            for call in calls:
+                result = outcome(lambda: call(wrong))  # noqa: B023
+                if isinstance(result, ShMem):
+                    result.close()
+                results[f"{call} of {wrong!r}"] = result
+    assert {what: result for what, result in results.items() if result is not TypeError} == {}
+
+
+# ---- the end of a segment
+
+# Every use of a segment; after close each is a ValueError. `test_the_table_is_complete` says what is left out.
+USES: dict[str, Callable[[Any], object]] = {
+    "id": lambda shm: shm.id,
+    "description": lambda shm: shm.description,
+    "is_owner": lambda shm: shm.is_owner,
+    "fileno": lambda shm: shm.fileno(),
+    "persist": lambda shm: shm.persist(),
+    "write_to_env": lambda shm: shm.write_to_env("SHMP_TEST_CLOSED"),
+    "as_ptr_of": lambda shm: shm.as_ptr_of(Header),
+    "as_ptr_of (small)": lambda shm: shm.as_ptr_of(ctypes.c_uint8),
+    "__enter__": lambda shm: shm.__enter__(),
+    "__len__": len,
+    "__bool__": bool,
+    "__getitem__": lambda shm: shm[0],
+    "__getitem__ (slice)": lambda shm: shm[:],
+    "__getitem__ (beyond)": lambda shm: shm[10_000],
+    "__setitem__": lambda shm: shm.__setitem__(0, 1),
+    "__setitem__ (slice)": lambda shm: shm.__setitem__(slice(0, 1), b"x"),
+    "__iter__": list,
+    "__contains__": lambda shm: 1 in shm,
+    "__reversed__": lambda shm: list(reversed(shm)),
+    "__buffer__": memoryview,
+    "bytes": bytes,
+    "__reduce__": pickle.dumps,
+}
+NOT_USES = {"closed", "size", "readonly", "provider_name", "close"}
+
+
+def test_the_table_is_complete() -> None:
+    public = {name for name in dir(ShMem) if not name.startswith("_")}
+    assert public == {name.split(" ")[0] for name in USES if not name.startswith("_") and name != "bytes"} | NOT_USES
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_use_after_close_is_a_value_error(provider: ShMemProvider, read_only: bool) -> None:
+    with provider.new_shmem(4096) as origin:
+        shm = provider.shmem_from_id_and_size(origin.id, 4096, read_only=read_only)
+        shm.close()
+    shm.close()
+    assert (shm.closed, shm.size, shm.readonly) == (True, 4096, read_only)
+    assert shm.provider_name == provider.name
+    assert "closed" in repr(shm)
+    wrong = {name: got for name, use in USES.items() if (got := outcome(lambda: use(shm))) is not ValueError}  # noqa: B023
+    assert wrong == {}
+    assert "SHMP_TEST_CLOSED" not in os.environ
+    for call in (provider.clone_ref, pickle.dumps):
+        with pytest.raises(ValueError, match="closed"):
+            call(shm)
+    provider.release_shmem(shm)
+
+
+def test_close_with_live_views_is_refused_and_changes_nothing(provider: ShMemProvider) -> None:
+    shm = provider.new_shmem(4096)
+    view = memoryview(shm)
+    part = view[10:20]
+    view.release()
+    for close in (shm.close, lambda: provider.release_shmem(shm)):
+        with pytest.raises(BufferError, match="1 views"):
+            close()
+    assert not shm.closed
+    part[0] = 77
+    assert (shm[10], shm.is_owner) == (77, True)
+    with provider.clone_ref(shm) as clone:
+        assert clone[10] == (77 if provider.name != "nop" else 0)
+    part.release()
+    shm.close()
+    assert shm.closed
+
+
+def test_a_with_block_ends_with_live_views(provider: ShMemProvider, can: Can) -> None:
+    with provider.new_shmem(4096) as shm:
+        view = memoryview(shm)
+        id, name = shm.id, Path("/dev/shm" + shm.id)
+    assert shm.closed
+    with pytest.raises(ValueError, match="closed"):
+        shm[0]
+    view[0] = 5
+    assert view[0] == 5
+    shm.close()
+    assert view[0] == 5
+    held = provider.name == "posix" and name.exists()
+    view.release()
+    if provider.name == "posix":
+        assert held
+        assert not name.exists()
+    if can(provider, "shares"):
+        with pytest.raises(FileNotFoundError):
+            provider.shmem_from_id_and_size(id, 4096)
+
+
+def test_a_with_block_keeps_the_users_exception(provider: ShMemProvider) -> None:
+    views = []
+
+    def fail(close: bool) -> None:
+        with provider.new_shmem(8) as shm:
+            if close:
+                shm.close()
+            else:
+                views.append(memoryview(shm))
+            raise ZeroDivisionError
+
+    for close in (False, True):
+        with pytest.raises(ZeroDivisionError) as caught:
+            fail(close)
+        assert caught.value.__context__ is None
+    (view,) = views
+    view.release()
+    with provider.new_shmem(8) as shm:
+        assert not shm.closed
+    with pytest.raises(ValueError, match="closed"), shm:
+        pass
+
+
+def test_a_dropped_segment_warns_and_is_released(provider: ShMemProvider) -> None:
+    segments: list[Any] = [provider.new_shmem(4096)]
+    with pytest.warns(ResourceWarning, match=f"{provider.name} of 4096 bytes") as record:
+        segments.clear()
+    assert len(record) == 1
+    del record  # it holds the segment, which came to life once more
+
+    segments.append(provider.new_shmem(4096))
+    view = memoryview(segments[0])
+    segments.clear()
+    view[0] = 1
+    segments.append(view)
+    del view
+    with pytest.warns(ResourceWarning):
+        segments.clear()
+
+    with pytest.warns(ResourceWarning):
+        provider.new_shmem(3)[0]
+
+
+def test_a_segment_can_be_weakly_referenced(provider: ShMemProvider) -> None:
+    with provider.new_shmem(8) as shm:
+        reference = weakref.ref(shm)
+        assert reference() is shm
+    del shm
+    gc.collect()
+    assert reference() is None
+
+
+def test_segments_outlive_their_provider() -> None:
+    for name in ("memfd", "posix", "sysv", "nop", "std"):
+        provider = open_provider(name)
+        gone = weakref.ref(provider)
+        shm = provider.new_shmem(10)
+        del provider
+        gc.collect()
+        assert gone() is None
+        shm[:] = b"0123456789"
+        assert (shm[3:5], shm.is_owner) == (b"34", True)
+        assert isinstance(shm.description, ShMemDescription)
+        shm.close()
+
+
+# ---- handles
+
+
+def test_each_handle_has_its_own_descriptor(provider: ShMemProvider, can: Can) -> None:
+    with provider.new_shmem(10) as shm, provider.clone_ref(shm) as clone:
+        if not can(provider, "fileno"):
+            with pytest.raises(io.UnsupportedOperation, match=provider.name):
+                shm.fileno()
+            return
+        fds = shm.fileno(), clone.fileno()
+        assert fds[0] != fds[1]
+        ours, theirs = map(os.fstat, fds)
+        assert (ours.st_ino, ours.st_dev, ours.st_size) == (theirs.st_ino, theirs.st_dev, 10)
+        assert [os.get_inheritable(fd) for fd in fds] == [False, False]
+        clone.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fds[1])
+        shm.persist()
+        assert os.get_inheritable(fds[0])
+
+
+def test_clones_share_and_close_alone(sharing: ShMemProvider) -> None:
+    with sharing.new_shmem(4096) as shm:
+        handles = [sharing.clone_ref(shm), sharing.shmem_from_description(shm.description)]
+        handles.append(sharing.clone_ref(handles[0]))
+        handles.append(sharing.shmem_from_id_and_size(handles[-1].id.as_str(), 4096))
+        assert [handle.is_owner for handle in (shm, *handles)] == [True, False, False, False, False]
+        for number, handle in enumerate(handles):
+            handle[number] = number + 1
+            sharing.release_shmem(handle)
+            assert handle.closed
+        assert shm[:5] == b"\1\2\3\4\0"
+
+
+def test_nop_attaches_fresh_memory() -> None:
+    provider = open_provider("nop")
+    with provider.new_shmem(8) as shm:
+        shm[:] = b"12345678"
+        assert shm.id == ""
+        with provider.clone_ref(shm) as clone:
+            assert clone[:] == bytes(8)
+            assert not clone.is_owner
+
+
+def test_fork_hooks_change_nothing_by_themselves(provider: ShMemProvider) -> None:
+    with provider.new_shmem(8) as shm:
+        for _ in range(2):
+            provider.pre_fork()
+            provider.post_fork(False)
+        shm[0] = 1
+        assert (shm[0], shm.is_owner) == (1, True)
+
+
+def test_what_a_segment_and_a_provider_say_of_themselves(provider: ShMemProvider) -> None:
+    with provider.new_shmem(12345) as shm, provider.clone_ref(shm) as clone:
+        assert repr(shm) == f"<ShMem {provider.name} of 12345 bytes, open>"
+        assert str(clone) == repr(clone)
+        with provider.shmem_from_id_and_size(shm.id, 12345, read_only=True) as reader:
+            assert "read-only" in repr(reader)
+    assert provider.name in repr(provider)
+    assert type(provider).__name__ in repr(provider)
+    assert shm.provider_name == provider.name
+
+
+def test_objects_of_the_c_types_are_not_made_by_hand() -> None:
+    with pytest.raises(TypeError, match="provider"):
+        ShMem()
+    with pytest.raises(TypeError, match="provider"):
+        ShMem.__new__(ShMem)
+    shm = open_provider("nop").new_shmem(1)
+    with shm, pytest.raises(AttributeError):
+        shm.size = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        shm.anything = 2  # type: ignore[attr-defined]
