@@ -46,7 +46,7 @@ class Job:
 JOBS = {
     "create": Job(
         4096,
-        300,
+        100,
         {
             PYTHON: "provider.new_shmem(size).close()",
             WITH: "with provider.new_shmem(size): pass",
@@ -55,7 +55,7 @@ JOBS = {
     ),
     "attach": Job(
         4096,
-        300,
+        100,
         {
             PYTHON: "provider.shmem_from_description(description).close()",
             WITH: "with provider.shmem_from_description(description): pass",
@@ -265,7 +265,7 @@ def all_rows(jobs: list[str], quick: bool) -> Iterator[Row]:
             if reason := why_not(job, mechanism):
                 print(f"{job}, {mechanism}: skipped: {reason}", file=sys.stderr)
             else:
-                yield from rows_of(job, mechanism, calls, {"touch": (40, 6)}.get(job, (200, 30))[quick])
+                yield from rows_of(job, mechanism, calls, {"touch": (40, 6)}.get(job, (600, 90))[quick])
     if "import" in jobs:
         yield from import_rows((40, 8)[quick])
 

@@ -17,7 +17,7 @@ def main(command: list[str]) -> None:
     """Run the command with a map in its environment, and print what it hit."""
     with StdShMemProvider().new_shmem(256) as shm:
         shm.write_to_env("MY_MAP")
-        hits = np.frombuffer(shm, np.uint8)  # the segment itself: what the program writes appears here
+        hits = np.frombuffer(memoryview(shm), np.uint8)  # the segment itself: what the program writes appears here
         subprocess.run(command, check=True)
         for edge in np.flatnonzero(hits):
             print(f"{chr(edge)}: {hits[edge]}")

@@ -214,7 +214,7 @@ def _ownerless_names() -> set[str]:
             names[path.name] = path.stat().st_ino
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     held = {
-        int(fields[5].rpartition(":")[2]) for fields in locks if "FLOCK" in fields and int(fields[4]) != os.getpid()
+        int(fields[5].rpartition(":")[2]) for fields in locks if fields[1] == "FLOCK" and int(fields[4]) != os.getpid()
     }
     return {name for name, inode in names.items() if inode not in held}
 

@@ -524,6 +524,20 @@ static void test_options_of_others(test_context *context) {
     if (context->is_std || !context->can->is_file) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
 }
 
+static void test_limits(test_context *context) {
+    shmp_error error;
+    shmp_limits limits = {.struct_size = sizeof limits - 1, .bytes = 7};
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_provider_limits, context->provider, &limits);
+    CHECK_EQUAL(limits.bytes, 7);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_provider_limits, context->provider, NULL);
+    limits.struct_size = sizeof limits;
+    if (!SUCCEEDS(shmp_provider_limits, context->provider, &limits)) return;
+    CHECK_EQUAL(limits.struct_size, sizeof limits);
+    CHECK(limits.bytes >= SMALL && limits.bytes <= PTRDIFF_MAX);
+    CHECK(limits.segments > 0);
+    CHECK(*limits.advice && memchr(limits.advice, 0, sizeof limits.advice));
+}
+
 static void test_fork_hooks(test_context *context) {
     shmp_error error;
     CHECK(SUCCEEDS(shmp_pre_fork, context->provider));
@@ -705,6 +719,30 @@ static void test_handles_share_memory(test_context *context) {
     CHECK_EQUAL(bytes_of(other)[0], context->can->shares ? FROM_PARENT : 0);
     CHECK_EQUAL(bytes_of(owner)[SMALL - 1], context->can->shares ? FROM_CHILD : 0);
     closed(other);
+    closed(owner);
+}
+
+static void test_clone(test_context *context) {
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL + 1, 0), *clone, *reader;
+    REQUIRE(owner);
+    bytes_of(owner)[SMALL] = FROM_PARENT;
+    for (unsigned bit = 1; bit; bit <<= 1)
+        if (!(bit & (SHMP_READ_ONLY | SHMP_INHERIT))) CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_clone, owner, bit);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_clone, owner, 0u, NULL);
+    if (SUCCEEDS(shmp_clone, owner, 0, &clone)) {
+        CHECK_EQUAL(shmp_size(clone), SMALL + 1);
+        CHECK_EQUAL(shmp_flags(clone), 0);
+        CHECK_TEXT(shmp_backend(clone), context->can->name);
+        CHECK(shmp_data(clone) != shmp_data(owner));
+        CHECK_EQUAL(bytes_of(clone)[SMALL], context->can->shares ? FROM_PARENT : 0);
+        if (SUCCEEDS(shmp_clone, clone, SHMP_READ_ONLY, &reader)) {
+            CHECK_EQUAL(shmp_flags(reader), SHMP_READ_ONLY);
+            CHECK_EQUAL(bytes_of(reader)[SMALL], context->can->shares ? FROM_PARENT : 0);
+            closed(reader);
+        }
+        closed(clone);
+    }
     closed(owner);
 }
 
@@ -1125,8 +1163,8 @@ static void test_mutated_ids(test_context *context) {
 
 /* ---- Descriptors and names that are no shared memory --------------------------------------- */
 
-enum { SOCKET, PIPE_READ, PIPE_WRITE, PIPE_ALONE, DIRECTORY, NULL_DEVICE, DISK_FILE, FOREIGN };
-static const char *const foreign_names[FOREIGN] = {"socket",    "pipe (read)", "pipe (write)", "pipe nobody writes to",
+enum { SOCKET, PIPE_READ, PIPE_WRITE, NAMED_PIPE, DIRECTORY, NULL_DEVICE, DISK_FILE, FOREIGN };
+static const char *const foreign_names[FOREIGN] = {"socket",    "pipe (read)", "pipe (write)", "named pipe",
                                                    "directory", "/dev/null",   "disk file"};
 
 /* A file on a disk; -1: every place for one is in memory. */
@@ -1149,12 +1187,22 @@ static int open_disk_file(void) {
     return -1;
 }
 
+/* Without a writer: to open it once more waits for one. */
+static int open_named_pipe(void) {
+    char path[48];
+    snprintf(path, sizeof path, "/tmp/shmp_conf_%ld", (long)getpid());
+    if (mkfifo(path, 0600) < 0) return -1;
+    int fd = open(path, O_RDONLY | O_NONBLOCK);
+    unlink(path);
+    return fd;
+}
+
 static void open_foreign(int fds[FOREIGN]) {
     int ends[2];
     for (int i = 0; i < FOREIGN; i++) fds[i] = -1;
     fds[SOCKET] = socket(AF_UNIX, SOCK_STREAM, 0);
     if (pipe(ends) == 0) fds[PIPE_READ] = ends[0], fds[PIPE_WRITE] = ends[1];
-    if (pipe(ends) == 0) fds[PIPE_ALONE] = ends[0], close(ends[1]);
+    fds[NAMED_PIPE] = open_named_pipe();
     fds[DIRECTORY] = open("/", O_RDONLY);
     fds[NULL_DEVICE] = open("/dev/null", O_RDWR);
     fds[DISK_FILE] = open_disk_file();
@@ -1736,15 +1784,23 @@ static void test_impossible_names(test_context *context) {
     closed(shmem);
 }
 
-static void check_mode_under(const test_context *context, mode_t mask) {
+static unsigned mode_of(const shmp_shmem *shmem) {
     struct stat file;
+    return fstat(shmp_fileno(shmem), &file) == 0 ? file.st_mode & 0777 : 0777;
+}
+
+/* Nobody else at any time; and its user from when the name is known. */
+static void check_mode_under(const test_context *context, mode_t mask) {
     mode_t before = umask(mask);
-    shmp_shmem *shmem = created(context, SMALL, 0);
+    shmp_shmem *shmem = created(context, SMALL, 0), *named = created_named(context, own_name());
     umask(before);
     check_subject("umask %03o", (unsigned)mask);
-    REQUIRE(shmem);
-    CHECK_EQUAL(fstat(shmp_fileno(shmem), &file), 0);
-    CHECK_EQUAL(file.st_mode & 077, 0);
+    REQUIRE(shmem && named);
+    CHECK_EQUAL(mode_of(shmem) & 077, 0);
+    CHECK_EQUAL(mode_of(named), 0600);
+    (void)described(shmem);
+    CHECK_EQUAL(mode_of(shmem), 0600);
+    closed(named);
     closed(shmem);
 }
 
@@ -2120,6 +2176,7 @@ static const test provider_tests[] = {
     TEST(provider_name),
     TEST(options),
     TEST(options_of_others),
+    TEST(limits),
     TEST(fork_hooks),
     TEST(create),
     TEST(sizes_are_exact_and_zeroed),
@@ -2130,6 +2187,7 @@ static const test provider_tests[] = {
     TEST(null_arguments),
     TEST(reserve),
     TEST(handles_share_memory),
+    TEST(clone),
     TEST(attach_to_a_part),
     TEST(attach_to_the_whole),
     TEST(description_larger_than_segment),

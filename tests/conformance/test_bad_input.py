@@ -209,27 +209,17 @@ def test_a_provider_takes_no_others_ids(provider: ShMemProvider) -> None:
             assert isinstance(raised, (InvalidIdError, FileNotFoundError) if is_number else InvalidIdError), other
 
 
-def test_a_clone_is_never_of_something_else(peer: Any, missing: Callable[[str], NoReturn]) -> None:
-    """memfd's clone_ref of a System V segment whose id is, by chance, a descriptor of another segment."""
-    peer("import resource")
-    peer(
-        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))"
-    )
-    peer("memfd, sysv = MemfdShMemProvider(), UnixShMemProvider()")
-    peer("wanted, other = sysv.new_shmem(100), memfd.new_shmem(100); wanted[0] = 1; other[0] = 2")
-    if peer("int(wanted.id) >= most"):
-        peer("wanted.close(); other.close()")
-        missing("needs a low System V id: run the tests in a new IPC namespace (unshare --ipc)")
-    peer("os.dup2(other.fileno(), int(wanted.id))")
-    peer(
-        "try:\n"
-        "    with memfd.clone_ref(wanted) as clone:\n"
-        "        got = clone[0]\n"
-        "except (ValueError, OSError, TypeError):\n"
-        "    got = None\n"
-    )
-    peer("os.close(int(wanted.id)); wanted.close(); other.close()")
-    assert peer("got") in (None, 1)
+def test_a_clone_is_of_the_same_segment_whichever_provider_is_asked(peer: Any) -> None:
+    """The bare descriptor or number of one mechanism may be the valid id of another's segment."""
+    peer("memfd, sysv, bare = MemfdShMemProvider(), UnixShMemProvider(), MemfdShMemProvider(fd_ids=True)")
+    for origin in ("sysv", "bare"):
+        peer(f"wanted = {origin}.new_shmem(100); wanted[0] = 7")
+        for provider in ("memfd", "sysv", "bare", "StdShMemProvider()"):
+            peer(
+                f"with {provider}.clone_ref(wanted) as clone:\n    clone[1] = clone[0] + 1; name = clone.provider_name"
+            )
+            assert peer("wanted[:2], name == wanted.provider_name") == (b"\x07\x08", True)
+        peer("wanted.close()")
 
 
 # ---- descriptors that are no shared memory
