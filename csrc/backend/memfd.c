@@ -24,7 +24,7 @@ static int memfd_open(shmp_provider *provider, shmp_error *reterr) {
         fd = shmp__os_memfd_create(0);
     }
     if (fd == -ENOSYS) return shmp__fail(reterr, SHMP_EUNAVAILABLE, "memfd_create", "needs Linux 3.17: open posix");
-    if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "on trial");
+    if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "1 byte on trial");
     (void)shmp__os_close(fd);
     return 0;
 }
@@ -64,16 +64,15 @@ static unsigned long long tail(unsigned long long inode, unsigned digits) {
 }
 
 static int parse(const char *id, memfd_id *ret_id) {
-    static const char hex[] = "0123456789abcdef";
     memfd_id parsed = {0};
     const char *at = shmp__decimal(id, LONG_MAX, &parsed.pid);
     if (!at || *at != '.') return 0;
     at = shmp__decimal(at + 1, INT_MAX, &parsed.fd);
     if (!at || *at != '.') return 0;
     for (at++; *at; at++, parsed.check_digits++) {
-        const char *digit = strchr(hex, *at);
-        if (!digit || parsed.check_digits == CHECK_MOST) return 0;
-        parsed.check = parsed.check * 16 + (unsigned long long)(digit - hex);
+        int digit = *at >= '0' && *at <= '9' ? *at - '0' : *at >= 'a' && *at <= 'f' ? *at - 'a' + 10 : -1;
+        if (digit < 0 || parsed.check_digits == CHECK_MOST) return 0;
+        parsed.check = parsed.check * 16 + (unsigned)digit;
     }
     if (parsed.check_digits < CHECK_LEAST) return 0;
     *ret_id = parsed;
@@ -124,7 +123,7 @@ static int memfd_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
                           id);
     /* Our own: duplicate it, 8 times cheaper than /proc. In a pid namespace the pid may be
      * another's, so what does not fit is tried again below. */
-    if (meant.pid == (unsigned long long)shmp__os_pid()) {
+    if (meant.pid == (unsigned long long)shmem->creator || meant.pid == (unsigned long long)shmp__os_pid()) {
         shmp_error ignored;
         int fd = shmp__os_dup((int)meant.fd);
         int result = fd < 0 ? fd : map_meant(shmem, fd, &meant, id, &ignored);
@@ -174,14 +173,14 @@ typedef struct listing {
     size_t count, room;
 } listing;
 
-/* Notes an inode; 0 when it was noted before, or memory is short. */
-static int is_new(listing *list, unsigned long long inode) {
+/* 1: noted; 0: it was noted before; negative: memory is short. */
+static int note(listing *list, unsigned long long inode) {
     for (size_t i = 0; i < list->count; i++)
         if (list->seen[i] == inode) return 0;
     if (list->count == list->room) {
         size_t room = list->room ? 2 * list->room : 64;
-        unsigned long long *seen = realloc(list->seen, room * sizeof *seen);
-        if (!seen) return 0;
+        unsigned long long *seen = shmp__os_enlarge(list->seen, room * sizeof *seen);
+        if (!seen) return -ENOMEM;
         list->seen = seen;
         list->room = room;
     }
@@ -192,12 +191,15 @@ static int is_new(listing *list, unsigned long long inode) {
 static int visit_fd(void *context, long fd) {
     listing *list = context;
     shmp__os_file file;
-    if (!shmp__os_is_our_memfd(list->pid, fd)) return 0;
+    int result = shmp__os_is_our_memfd(list->pid, fd);
+    if (result <= 0) return result;
     int opened = shmp__os_open_fd_of(list->pid, (int)fd, 1);
-    if (opened < 0) return 0;
-    int failed = shmp__os_stat(opened, &file);
+    if (opened == -ELOOP) return 0; /* a link, by now */
+    if (opened < 0) return shmp__os_passed_over(opened);
+    result = shmp__os_stat(opened, &file);
     (void)shmp__os_close(opened);
-    if (failed < 0 || !is_new(list, file.inode)) return 0;
+    if (result == 0) result = note(list, file.inode);
+    if (result <= 0) return result;
     shmp_listed segment = {.struct_size = sizeof segment, .provider = "memfd", .size = file.size};
     segment.owner = list->pid;
     segment.is_alive = 1;
@@ -216,7 +218,7 @@ static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context
     listing list = {.visit = visit, .context = context};
     int result = shmp__os_each_process(visit_process, &list);
     free(list.seen);
-    return result < 0 ? shmp__fail_os(reterr, result, "opendir", "/proc") : result;
+    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;
 }
 
 static int memfd_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {

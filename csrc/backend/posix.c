@@ -26,7 +26,7 @@ static int random_name(char ret_name[SHMP__ID_SIZE], shmp_error *reterr) {
     unsigned char bytes[RANDOM_LETTERS];
     /* fresh for each segment: a generator's state would repeat after fork */
     int result = shmp__os_random(bytes, sizeof bytes);
-    if (result < 0) return shmp__fail_os(reterr, result, "getrandom", "a segment's name");
+    if (result < 0) return shmp__fail_os(reterr, result, "getrandom", "%zu bytes for a name", sizeof bytes);
     char *at = ret_name + sizeof prefix - 1;
     memcpy(ret_name, prefix, sizeof prefix - 1);
     for (int i = 0; i < RANDOM_LETTERS; i++) *at++ = letters[bytes[i] & 31];
@@ -146,24 +146,20 @@ static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     return result;
 }
 
-/* A name of the caller's choice may have been removed and made anew by somebody else. */
-static int is_still_ours(const shmp_shmem *shmem) {
-    shmp__os_file named, ours;
-    int fd = shmp__os_shm_open(shmem->name, 0, 1);
-    if (fd < 0) return 0;
-    int same = shmp__os_stat(fd, &named) == 0 && shmp__os_stat(shmem->fd, &ours) == 0 && named.inode == ours.inode &&
-               named.device == ours.device;
-    (void)shmp__os_close(fd);
-    return same;
+/* Removes the owner's name. One of the caller's choice may have been removed, and made anew, by somebody
+ * else: then our file has no name any more. */
+static int unlink_name(const shmp_shmem *shmem, shmp_error *reterr) {
+    if (!has_prefix(shmem->name)) {
+        shmp__os_file ours;
+        int result = shmp__fd_stat(shmem->fd, &ours, reterr);
+        if (result < 0 || ours.links == 0) return result;
+    }
+    int failed = shmp__os_shm_unlink(shmem->name);
+    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", shmem->name) : 0;
 }
 
 static int posix_close(shmp_shmem *shmem, shmp_error *reterr) {
-    int result = 0;
-    if (shmem->name[0] && shmp__is_owner(shmem) && (has_prefix(shmem->name) || is_still_ours(shmem))) {
-        int failed = shmp__os_shm_unlink(shmem->name);
-        if (failed < 0 && failed != -ENOENT)
-            result = shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", shmem->name);
-    }
+    int result = shmem->name[0] && shmp__is_owner(shmem) ? unlink_name(shmem, reterr) : 0;
     int closed = shmp__fd_close(shmem, result < 0 ? NULL : reterr);
     return result < 0 ? result : closed;
 }
@@ -187,23 +183,28 @@ typedef struct sweep {
     shmp_error *reterr;
 } sweep_state;
 
+/* Ends the walk. */
+static int give_up(sweep_state *sweep, int error, const char *call, const char *name) {
+    sweep->failure = shmp__fail_os(sweep->reterr, error, call, "\"%s\"", name);
+    return 1;
+}
+
 /* The name is open as `fd`. A name with a size that can be locked alone lost its owner, who took the
  * lock before giving it the size; one without a size may be between the two. */
 static int sweep_file(sweep_state *sweep, int fd, const char *name) {
     shmp__os_file file;
     int lock = shmp__os_lock_alone(fd);
-    if (lock < 0 && lock != -EWOULDBLOCK && (sweep->purpose == REAP || sweep->purpose == DRY_RUN)) {
-        sweep->failure =
-            shmp__fail_os(sweep->reterr, lock, "flock", "%s: cannot tell who lives: nothing is removed", name);
-        return 1;
-    }
-    if (shmp__os_stat(fd, &file) < 0 || !file.is_regular || file.links == 0) return 0;
+    if (lock < 0 && lock != -EWOULDBLOCK && sweep->purpose != LIST) return give_up(sweep, lock, "flock", name);
+    int result = shmp__os_stat(fd, &file);
+    if (result < 0) return give_up(sweep, result, "fstat", name);
+    if (!file.is_regular || file.links == 0) return 0;
     int is_old = sweep->purpose != ON_OPEN && shmp__os_now() - file.changed > STILLBORN_SECONDS;
     int is_leftover = lock == 0 && (file.size > 0 || is_old);
     if (!is_leftover && sweep->purpose != LIST) return 0;
     if (sweep->purpose == REAP || sweep->purpose == ON_OPEN) {
-        int failed = shmp__os_shm_unlink(name);
-        if (failed < 0) return 0; /* another reaper was faster, or it is another user's */
+        result = shmp__os_shm_unlink(name);
+        if (result == -ENOENT || result == -EACCES || result == -EPERM) return 0; /* gone, or another user's */
+        if (result < 0) return give_up(sweep, result, "shm_unlink", name);
     }
     if (!sweep->visit) return 0;
     shmp_listed segment = {.struct_size = sizeof segment, .provider = "posix", .size = file.size};
@@ -217,7 +218,8 @@ static int sweep_name(void *context, const char *entry) {
     char name[SHMP__ID_SIZE];
     if ((size_t)snprintf(name, sizeof name, "/%s", entry) >= sizeof name || !has_prefix(name)) return 0;
     int fd = shmp__os_shm_open(name, 0, 1);
-    if (fd < 0) return 0;
+    if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) return give_up(context, fd, "shm_open", name);
+    if (fd < 0) return 0; /* gone, another user's, or no file */
     int result = sweep_file(context, fd, name);
     (void)shmp__os_close(fd);
     return result;
@@ -226,7 +228,7 @@ static int sweep_name(void *context, const char *entry) {
 static int walk(sweep_state *sweep) {
     int result = shmp__os_each_shm_name(sweep_name, sweep);
     if (sweep->failure) return sweep->failure;
-    return result < 0 ? shmp__fail_os(sweep->reterr, result, "opendir", "/dev/shm") : result;
+    return result < 0 ? shmp__fail_os(sweep->reterr, result, "/dev/shm", "the names in \"/dev/shm\"") : result;
 }
 
 static int posix_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
@@ -252,10 +254,13 @@ static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_e
     shmp_shmem trial = {.provider = provider, .fd = -1};
     int fd = create_file(&trial, NULL, reterr);
     if (fd < 0) return fd;
-    (void)shmp__os_shm_unlink(trial.name);
-    int result = shmp__os_free_space(fd, &ret_limits->bytes, &files);
+    int result = unlink_name(&trial, reterr);
+    if (result == 0) {
+        int failed = shmp__os_free_space(fd, &ret_limits->bytes, &files);
+        if (failed < 0) result = shmp__fail_os(reterr, failed, "fstatvfs", "\"/dev/shm\"");
+    }
     (void)shmp__os_close(fd);
-    if (result < 0) return shmp__fail_os(reterr, result, "fstatvfs", "/dev/shm");
+    if (result < 0) return result;
     snprintf(ret_limits->advice, sizeof ret_limits->advice,
              "mount -o remount,size=2g /dev/shm; a container: start it with --shm-size=2g, or --ipc=host");
     return shmp__fd_limit(files, &ret_limits->segments, reterr);

@@ -28,15 +28,9 @@ static int fail_shmget(const shmp_shmem *shmem, int error, shmp_error *reterr) {
 }
 
 /* Whoever holds a handle is attached, so the id cannot be reused before close. */
-static int attach_id(shmp_shmem *shmem, int id, shmp_error *reterr) {
-    int result = shmp__os_shmat(id, !!(shmem->flags & SHMP_READ_ONLY), &shmem->data);
-    if (result == -EINVAL || result == -EIDRM)
-        return shmp__fail(reterr, SHMP_ENOTFOUND, "shmat",
-                          "%d: its last user let go, or it is not of this IPC namespace", id);
-    if (result == -EACCES) return shmp__fail_os(reterr, result, "shmat", "%d is another user's", id);
-    if (result < 0) return shmp__fail_os(reterr, result, "shmat", "%d", id);
+static int map(shmp_shmem *shmem, int id) {
     shmem->key = id;
-    return 0;
+    return shmp__os_shmat(id, !!(shmem->flags & SHMP_READ_ONLY), &shmem->data);
 }
 
 static int reserve(shmp_shmem *shmem, shmp_error *reterr) {
@@ -53,10 +47,10 @@ static int sysv_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
     (void)name;
     int id = shmp__os_shmget(shmem->size);
     if (id < 0) return fail_shmget(shmem, id, reterr);
-    int result = attach_id(shmem, id, reterr);
+    int failed = map(shmem, id), result = 0;
     int removed = shmp__os_shm_remove(id);
     if (removed < 0) removed = shmp__os_shm_remove(id); /* once more: what stays, stays until a reboot */
-    if (result < 0) return result;
+    if (failed < 0) return shmp__fail_os(reterr, failed, "shmat", "%d", id);
     if (removed < 0) result = shmp__fail_os(reterr, removed, "shmctl", "IPC_RMID of %d: ipcrm -m %d", id, id);
     if (result == 0 && shmem->flags & SHMP_RESERVE) result = reserve(shmem, reterr);
     if (result < 0) (void)shmp__os_shmdt(shmem->data);
@@ -66,10 +60,14 @@ static int sysv_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
 static int sysv_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     int number = shmp__decimal_id(id);
     if (number < 0) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a sysv id is a decimal shmid", id);
-    int result = attach_id(shmem, number, reterr);
-    if (result < 0) return result;
+    int result = 0, failed = map(shmem, number);
+    if (failed == -EINVAL || failed == -EIDRM)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shmat",
+                          "%d: its last user let go, or it is not of this IPC namespace", number);
+    if (failed < 0)
+        return shmp__fail_os(reterr, failed, "shmat", "%d%s", number, failed == -EACCES ? " is another user's" : "");
     size_t size = 0;
-    int failed = shmp__os_shm_size(number, &size);
+    failed = shmp__os_shm_size(number, &size);
     if (failed < 0)
         result = shmp__fail_os(reterr, failed, "shmctl", "IPC_STAT of %d", number);
     else if (size < shmem->size)

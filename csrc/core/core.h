@@ -19,6 +19,7 @@ struct shmp_provider {
     const shmp__ops *ops; /* of the mechanism that creates */
     shmp__atomic_uint references;
     unsigned flags;     /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
+    long pid;           /* in which it was opened */
     int attaches_by_id; /* "std": the shape of an id decides the mechanism */
     unsigned state;     /* the backend's own, set by its open and constant afterwards */
 };
@@ -28,10 +29,12 @@ struct shmp_shmem {
     const shmp__ops *ops;
     void *data;
     size_t size;
-    unsigned flags;           /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
-    int fd;                   /* -1: none */
-    int key;                  /* sysv: shmid */
-    long creator;             /* pid in which this handle was made */
+    unsigned flags; /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
+    int fd;         /* -1: none */
+    int key;        /* sysv: shmid */
+    /* pid in which this handle was made; of an attached one that of its provider, which spares a call
+     * and differs only after fork, where it means that nobody is warned when it is dropped */
+    long creator;
     char name[SHMP__ID_SIZE]; /* posix: the name, "" when it was unlinked at once */
 };
 

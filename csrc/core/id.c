@@ -8,11 +8,12 @@
 #include <string.h>
 
 const char *shmp__decimal(const char *text, unsigned long long max, unsigned long long *ret_value) {
-    unsigned long long value = 0;
+    unsigned long long value = 0, most = max / 10;
+    unsigned last = (unsigned)(max % 10);
     const char *at = text;
     for (; *at >= '0' && *at <= '9'; at++) {
         unsigned digit = (unsigned)(*at - '0');
-        if (value > (max - digit) / 10 || (value == 0 && at > text)) return NULL;
+        if (value > most || (value == most && digit > last) || (value == 0 && at > text)) return NULL;
         value = value * 10 + digit;
     }
     if (at == text) return NULL;
@@ -85,6 +86,7 @@ int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr) {
     snprintf(size, sizeof size, "%zu", description.size);
     int failed = shmp__os_setenv(name, description.id);
     if (!failed) failed = shmp__os_setenv(name_of_size, size);
+    if (failed) shmp__os_unsetenv(name); /* one without the other would mislead */
     return failed ? shmp__fail_os(reterr, failed, "setenv", "%.80s", name) : 0;
 }
 

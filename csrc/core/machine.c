@@ -18,5 +18,5 @@ int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, 
     if (!shmem || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_users", "NULL argument");
     if (!(shmem->ops->can & SHMP__CAN_FAVOUR)) return visit(context, shmp__os_pid());
     int result = shmp__os_each_user(shmem->data, visit, context);
-    return result < 0 ? shmp__fail_os(reterr, result, "fopen", "/proc: who maps %p", shmem->data) : result;
+    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/maps: who maps %p", shmem->data) : result;
 }

@@ -39,6 +39,7 @@ static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **re
     if (!provider) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *provider);
     provider->ops = ops;
     provider->flags = flags;
+    provider->pid = shmp__os_pid();
     shmp__atomic_set(&provider->references, 1);
     int result = ops->open ? ops->open(provider, reterr) : 0;
     if (result < 0)
@@ -82,7 +83,8 @@ static int open_best(unsigned flags, shmp_provider **ret_provider, shmp_error *r
     for (unsigned i = 0; i < TABLE_SIZE; i++) {
         if (!table[i].ops || !(table[i].ops->can & SHMP__CAN_FAVOUR)) continue;
         int result = open_tried(table[i].ops, flags, ret_provider, &why);
-        if (result == 0 || result == -SHMP_ENOMEM) return result;
+        if (result == 0) return 0;
+        if (result == -SHMP_ENOMEM) return shmp__fail(reterr, SHMP_ENOMEM, why.call, "%s", why.message);
     }
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here; the last one, %s: %.120s", why.call,
                       why.message);
@@ -134,7 +136,7 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);
-    if (result < 0) return shmp__fail_os(reterr, result, "read", "/proc/meminfo");
+    if (result < 0) return shmp__fail_os(reterr, result, "/proc/meminfo", "\"MemAvailable\"");
     if (bytes < limits->bytes) limits->bytes = bytes;
     return 0;
 }

@@ -27,7 +27,7 @@ static shmp_shmem *new_handle(shmp_provider *provider, const shmp__ops *ops, siz
     shmem->size = size;
     shmem->flags = flags;
     shmem->fd = -1;
-    shmem->creator = shmp__os_pid();
+    shmem->creator = flags & SHMP_OWNER ? shmp__os_pid() : provider->pid;
     return shmem;
 }
 

@@ -242,8 +242,8 @@ SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
 /** Set <name> to the id and <name>_SIZE to the decimal size, for processes started from now on.
  *  A name that begins with "__AFL_" takes a decimal sysv id or a posix name only, since AFL++
  *  would read any other id as somebody else's sysv segment.
- *  @return 0; -SHMP_EINVAL the name is empty or has '=', or __AFL_ with such an id; -SHMP_EOS.
- *  Since 0.1. */
+ *  @return 0; -SHMP_EINVAL the name is empty or has '=', or __AFL_ with such an id; -SHMP_EOS,
+ *          after which <name> is not set. Since 0.1. */
 SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr);
 
 /** Attach to what <name> and <name>_SIZE say; flags as shmp_attach().

@@ -5,6 +5,9 @@
 
 #include <stddef.h>
 
+/* realloc; NULL: there is none, and `memory` is as it was. */
+void *shmp__os_enlarge(void *memory, size_t size);
+
 long shmp__os_pid(void);
 
 long long shmp__os_now(void); /* seconds */
@@ -14,6 +17,7 @@ void *shmp__os_allocate(size_t size);
 
 const char *shmp__os_getenv(const char *name);
 int shmp__os_setenv(const char *name, const char *value);
+void shmp__os_unsetenv(const char *name);
 
 /* Lets a descriptor survive exec. */
 int shmp__os_keep_on_exec(int fd);

@@ -11,7 +11,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/shm.h>
@@ -40,24 +39,6 @@ int shmp__os_populate(void *data, size_t size) {
     int result;
     RETRIED(result, SYS(madvise, (data, size, MADV_POPULATE_WRITE)));
     return result_of(result);
-}
-
-int shmp__os_free_memory(unsigned long long *ret_bytes) {
-    static const char wanted[] = "MemAvailable:";
-    char text[512];
-    int fd;
-    RETRIED(fd, SYS(open, ("/proc/meminfo", O_RDONLY | O_CLOEXEC)));
-    if (fd < 0) return -errno;
-    ssize_t length;
-    RETRIED(length, SYS(read, (fd, text, sizeof text - 1)));
-    int result = length < 0 ? -errno : 0;
-    (void)shmp__os_close(fd);
-    if (result < 0) return result;
-    text[length] = 0;
-    const char *line = strstr(text, wanted);
-    if (!line) return -ENOENT;
-    *ret_bytes = strtoull(line + sizeof wanted - 1, NULL, 10) * 1024;
-    return 0;
 }
 
 int shmp__os_memfd_create(int noexec) {

@@ -1,5 +1,5 @@
-/* What Linux's /proc and /dev/shm tell of other processes. A process may end between two looks, and
- * other users' are closed to all but root: what cannot be read is passed over. */
+/* What Linux's /proc and /dev/shm tell of the machine and its processes. A process may end between two looks, and
+ * other users' are closed to all but root: these are passed over. Any other failure ends the look. */
 #include "core/platform.h"
 #if SHMP_HAVE_LINUX
 #define _GNU_SOURCE
@@ -15,12 +15,33 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+int shmp__os_passed_over(int error) {
+    switch (error) {
+    case -ENOENT:
+    case -ESRCH:
+    case -EACCES:
+    case -EPERM:
+    case -ENODEV: /* this and the next: the descriptor is something else by now */
+    case -ENXIO: return 0;
+    default: return error;
+    }
+}
+
 static int each_entry(const char *path, int (*visit)(void *context, const char *name), void *context) {
-    DIR *directory = SYS_OR(NULL, opendir, (path));
+    DIR *directory;
+    do directory = SYS_OR(NULL, opendir, (path));
+    while (!directory && errno == EINTR);
     if (!directory) return -errno;
     int result = 0;
-    for (struct dirent *entry; result == 0 && (entry = readdir(directory));)
+    while (result == 0) {
+        errno = 0; /* NULL is the end, too */
+        const struct dirent *entry = SYS_OR(NULL, readdir, (directory));
+        if (!entry) {
+            result = -errno;
+            break;
+        }
         if (entry->d_name[0] != '.') result = visit(context, entry->d_name);
+    }
     (void)closedir(directory);
     return result;
 }
@@ -50,8 +71,7 @@ int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *conte
     char path[32];
     number_visit inner = {visit, context};
     snprintf(path, sizeof path, "/proc/%ld/fd", pid);
-    int result = each_entry(path, visit_number, &inner);
-    return result < 0 ? 0 : result;
+    return shmp__os_passed_over(each_entry(path, visit_number, &inner));
 }
 
 int shmp__os_is_our_memfd(long pid, long fd) {
@@ -59,20 +79,46 @@ int shmp__os_is_our_memfd(long pid, long fd) {
     char path[48], target[sizeof ours];
     snprintf(path, sizeof path, "/proc/%ld/fd/%ld", pid, fd);
     ssize_t length = SYS(readlink, (path, target, sizeof target));
+    if (length < 0) return shmp__os_passed_over(-errno);
     return length == sizeof ours - 1 && memcmp(target, ours, sizeof ours - 1) == 0;
 }
 
 /* Calls visit for each line; stops when it gives non-zero, which is returned. */
 static int each_line(const char *path, int (*visit)(void *context, const char *line), void *context) {
-    FILE *file = SYS_OR(NULL, fopen, (path, "re"));
+    FILE *file;
+    do file = SYS_OR(NULL, fopen, (path, "re"));
+    while (!file && errno == EINTR);
     if (!file) return -errno;
     char *line = NULL;
     size_t room = 0;
     int result = 0;
-    while (result == 0 && getline(&line, &room, file) >= 0) result = visit(context, line);
+    while (result == 0) {
+        if (SYS(getline, (&line, &room, file)) >= 0)
+            result = visit(context, line);
+        else if (feof(file))
+            break;
+        else if (errno == EINTR)
+            clearerr(file);
+        else
+            result = -errno;
+    }
     free(line);
     (void)fclose(file);
     return result;
+}
+
+static int visit_available(void *context, const char *line) {
+    unsigned long long *kibibytes = context;
+    return sscanf(line, "MemAvailable: %llu", kibibytes) == 1;
+}
+
+int shmp__os_free_memory(unsigned long long *ret_bytes) {
+    unsigned long long kibibytes;
+    int found = each_line("/proc/meminfo", visit_available, &kibibytes);
+    if (found < 0) return found;
+    if (!found) return -ENOENT; /* before Linux 3.14 */
+    *ret_bytes = kibibytes * 1024;
+    return 0;
 }
 
 typedef struct lock_search {
@@ -134,7 +180,8 @@ static int visit_process(void *context, long pid) {
     char path[32], object[64];
     snprintf(path, sizeof path, "/proc/%ld/maps", pid);
     snprintf(object, sizeof object, "%s", search->object);
-    return each_line(path, visit_mapping, object) > 0 ? search->visit(search->context, pid) : 0;
+    int found = each_line(path, visit_mapping, object);
+    return found > 0 ? search->visit(search->context, pid) : shmp__os_passed_over(found);
 }
 
 int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context) {

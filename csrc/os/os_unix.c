@@ -23,9 +23,13 @@ long shmp__os_pid(void) { return (long)getpid(); }
 
 void *shmp__os_allocate(size_t size) { return SYS_OR(NULL, calloc, (1, size)); }
 
+void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc, (memory, size)); }
+
 long long shmp__os_now(void) { return (long long)time(NULL); }
 
 const char *shmp__os_getenv(const char *name) { return getenv(name); }
+
+void shmp__os_unsetenv(const char *name) { (void)unsetenv(name); }
 
 int shmp__os_setenv(const char *name, const char *value) { return result_of(SYS(setenv, (name, value, 1))); }
 
@@ -99,7 +103,11 @@ int shmp__os_lock_shared(int fd) {
     return result_of(result);
 }
 
-int shmp__os_lock_alone(int fd) { return result_of(SYS(flock, (fd, LOCK_EX | LOCK_NB))); }
+int shmp__os_lock_alone(int fd) {
+    int result;
+    RETRIED(result, SYS(flock, (fd, LOCK_EX | LOCK_NB)));
+    return result_of(result);
+}
 
 int shmp__os_shm_open(const char *name, int create, int read_only) {
     /* somebody may have put a pipe or a link under that name: neither is waited for nor followed */

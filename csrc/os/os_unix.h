@@ -64,7 +64,11 @@ int shmp__os_size_is_sealed(int fd);
 long shmp__os_proc_pid(void);
 int shmp__os_open_fd_of(long pid, int fd, int read_only);
 
-/* Linux only, os_proc.c. A visitor that gives non-zero ends the visit, which then gives that. */
+/* Linux only, os_proc.c. A visitor that gives non-zero ends the visit, which then gives that: a
+ * positive number as it likes, or -errno. */
+
+/* 0 for the error of a look at what has just gone, or is another user's; else the error. */
+int shmp__os_passed_over(int error);
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
 int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context);

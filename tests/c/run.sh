@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the core with its conformance suite, and runs it.
+# Builds the core with each test program, and runs them.
 #
 #   run.sh [gcc|clang] [plain|asan]     the compiler is $CC, or cc, when none is given
 #
@@ -37,12 +37,18 @@ else
     echo "skip header as C++11: $compiler compiles no C++ (install g++)"
 fi
 
-$compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize ${CFLAGS-} \
-    -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
-    "$root"/tests/c/test_conformance.c "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
-    -o "$build/test_conformance" -pthread $libraries
+for program in test_conformance test_faults; do
+    case $program in
+    test_faults) faults=-DSHMP_FAULTS ;;
+    *) faults= ;;
+    esac
+    $compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize $faults ${CFLAGS-} \
+        -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
+        "$root/tests/c/$program.c" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
+        -o "$build/$program" -pthread $libraries
 
-# Sizes that no machine has are asked for on purpose: malloc shall say so, not abort.
-ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS+:$ASAN_OPTIONS} \
-    UBSAN_OPTIONS=print_stacktrace=1 \
-    "$build/test_conformance"
+    # Sizes that no machine has are asked for on purpose: malloc shall say so, not abort.
+    ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS+:$ASAN_OPTIONS} \
+        UBSAN_OPTIONS=print_stacktrace=1 \
+        "$build/$program"
+done

@@ -19,6 +19,7 @@ from shmem_providers import (
     InvalidIdError,
     MmapShMemProvider,
     ProviderUnavailableError,
+    ShMem,
     ShMemDescription,
     ShMemError,
     ShMemId,
@@ -479,6 +480,33 @@ def test_wrong_arguments(provider: ShMemProvider) -> None:
                 wrong[name] = repr(raised)
         assert wrong == {}
         assert shm[:] == b"1234"
+
+
+def test_refused_calls_leak_no_objects(provider: ShMemProvider) -> None:
+    """Each instance holds its class, so the class's count tells of those that nobody frees."""
+    cls: Any = type(provider)
+
+    def refused() -> None:
+        for call in (
+            lambda: ShMemProvider("garbage"),
+            lambda: provider.new_shmem(0),
+            lambda: provider.new_shmem(2**63 - 1),
+            lambda: provider.shmem_from_id_and_size("garbage", 1),
+            lambda: provider.shmem_from_id_and_size("a b", 1),
+            lambda: provider._new_named(10, "/shmp_mine"),
+            lambda: provider.existing_from_env("SHMP_TEST_NOT_SET"),
+            lambda: provider.clone_ref(closed),
+        ):
+            assert refusal(call) is not None
+
+    closed = provider.new_shmem(1)
+    closed.close()
+    refused()
+    before = [sys.getrefcount(each) for each in (ShMem, ShMemProvider, cls)]
+    for _ in range(200):
+        refused()
+    after = [sys.getrefcount(each) for each in (ShMem, ShMemProvider, cls)]
+    assert max(now - then for now, then in zip(after, before, strict=True)) < 100
 
 
 def test_wrong_arguments_for_a_name() -> None:
