@@ -295,6 +295,32 @@ def test_plain_pickle_reaches_an_open_segment(sharing: ShMemProvider, start_peer
         assert each("'multiprocessing' in sys.modules") is False
 
 
+@pytest.mark.parametrize("provider", ["MemfdShMemProvider", "MmapShMemProvider"])
+def test_a_descriptor_id_is_nobody_elses(provider: str, start_peer: Callable[[], Any]) -> None:
+    """The number in such an id is another segment's in the receiver: that one must not be what it gets."""
+    sender, receiver = start_peer(), start_peer()
+    for each, mark in ((sender, 1), (receiver, 2)):
+        each(f"import pickle; all = [{provider}(fd_ids=True).new_shmem(10) for _ in range(5)]")
+        each("for shm in all: shm[0] = mark", mark=mark)
+    assert sender("[shm.id.as_str() for shm in all]") == receiver("[shm.id.as_str() for shm in all]")
+    sender(
+        "try:\n"
+        "    data = pickle.dumps(all[2])\n"
+        "except TypeError as refused:\n"
+        "    data = pickle.dumps(refused)\n"  # is a way out: nothing but the descriptor leads to it
+    )
+    receiver("received = pickle.loads(data); got = None", data=sender("data"))
+    receiver(
+        "try:\n"
+        "    with received as shm: got = shm[0]\n"
+        "except (TypeError, AttributeError, OSError, ValueError):\n"
+        "    pass\n"
+    )
+    for each in (sender, receiver):
+        each("for shm in all: shm.close()")
+    assert receiver("got") in (None, 1)
+
+
 def test_what_could_not_be_attached_keeps_nobody_alive(peer: Any) -> None:
     """Its exception has the frames of all who caught it; they must not live as long as the process."""
     peer("import pickle; shm = MemfdShMemProvider().new_shmem(10)")

@@ -33,10 +33,8 @@ static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
     int result = shmp__os_truncate(fd, shmem->size);
     if (result < 0) return shmp__fail_os(reterr, result, "ftruncate", "%zu bytes", shmem->size);
     if (shmem->flags & SHMP_RESERVE) {
-        unsigned long long available;
-        /* fallocate would go on until the kernel kills somebody */
-        if (shmp__os_free_memory(&available) == 0 && available < shmem->size)
-            return shmp__fail_os(reterr, ENOMEM, "fallocate", "%zu bytes, %llu are free", shmem->size, available);
+        result = shmp__check_memory(shmem->size, "fallocate", reterr);
+        if (result < 0) return result;
         result = shmp__os_reserve(fd, shmem->size);
         if (result < 0) return shmp__fail_os(reterr, result, "fallocate", "%zu bytes", shmem->size);
     }
@@ -123,7 +121,7 @@ static int memfd_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
                           id);
     /* Our own: duplicate it, 8 times cheaper than /proc. In a pid namespace the pid may be
      * another's, so what does not fit is tried again below. */
-    if (meant.pid == (unsigned long long)shmem->creator || meant.pid == (unsigned long long)shmp__os_pid()) {
+    if (meant.pid == (unsigned long long)shmem->provider->pid || meant.pid == (unsigned long long)shmp__os_pid()) {
         shmp_error ignored;
         int fd = shmp__os_dup((int)meant.fd);
         int result = fd < 0 ? fd : map_meant(shmem, fd, &meant, id, &ignored);

@@ -76,6 +76,8 @@ static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
     result = shmp__os_truncate(fd, shmem->size);
     if (result < 0) return shmp__fail_os(reterr, result, "ftruncate", "%zu bytes of \"%s\"", shmem->size, shmem->name);
     if (shmem->flags & SHMP_RESERVE) {
+        result = shmp__check_memory(shmem->size, "fallocate", reterr);
+        if (result < 0) return result;
         result = shmp__os_reserve(fd, shmem->size);
         if (result < 0)
             return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge /dev/shm", shmem->size,

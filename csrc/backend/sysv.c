@@ -34,10 +34,9 @@ static int map(shmp_shmem *shmem, int id) {
 }
 
 static int reserve(shmp_shmem *shmem, shmp_error *reterr) {
-    unsigned long long available;
-    if (shmp__os_free_memory(&available) == 0 && available < shmem->size)
-        return shmp__fail_os(reterr, ENOMEM, "madvise", "%zu bytes, %llu are free", shmem->size, available);
-    int result = shmp__os_populate(shmem->data, shmem->size);
+    int result = shmp__check_memory(shmem->size, "madvise", reterr);
+    if (result < 0) return result;
+    result = shmp__os_populate(shmem->data, shmem->size);
     if (result == -EINVAL)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "madvise", "reserving sysv memory needs Linux 5.14: open memfd");
     return result < 0 ? shmp__fail_os(reterr, result, "madvise", "%zu bytes", shmem->size) : 0;

@@ -18,10 +18,12 @@ typedef struct shmp__ops shmp__ops;
 struct shmp_provider {
     const shmp__ops *ops; /* of the mechanism that creates */
     shmp__atomic_uint references;
-    unsigned flags;     /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
-    long pid;           /* in which it was opened */
-    int attaches_by_id; /* "std": the shape of an id decides the mechanism */
-    unsigned state;     /* the backend's own, set by its open and constant afterwards */
+    unsigned flags;          /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
+    long pid;                /* in which it was opened */
+    int attaches_by_id;      /* "std": the shape of an id decides the mechanism */
+    shmp__atomic_uint *mark; /* tells this process from its forked children, where it is 0; NULL: pids do */
+    shmp__atomic_uint marks; /* used so far, by this process and those it was forked from */
+    unsigned state;          /* the backend's own, set by its open and constant afterwards */
 };
 
 struct shmp_shmem {
@@ -29,12 +31,10 @@ struct shmp_shmem {
     const shmp__ops *ops;
     void *data;
     size_t size;
-    unsigned flags; /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
-    int fd;         /* -1: none */
-    int key;        /* sysv: shmid */
-    /* pid in which this handle was made; of an attached one that of its provider, which spares a call
-     * and differs only after fork, where it means that nobody is warned when it is dropped */
-    long creator;
+    unsigned flags;           /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
+    int fd;                   /* -1: none */
+    int key;                  /* sysv: shmid */
+    unsigned creator;         /* shmp__process_mark() of the process in which this handle was made */
     char name[SHMP__ID_SIZE]; /* posix: the name, "" when it was unlinked at once */
 };
 
@@ -76,10 +76,20 @@ int shmp__fail(shmp_error *reterr, int code, const char *call, const char *forma
  * remedies are the caller's. */
 int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);
 
+/* Whether `size` bytes can be reserved: the kernel would rather kill a process than refuse them.
+ * `call` is the one that is about to do it. */
+int shmp__check_memory(size_t size, const char *call, shmp_error *reterr);
+
 /* For the limits of a mechanism that draws on memory: lowers `bytes` to what is free. */
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);
 
+/* Whether this process made the handle; 0 in a forked child, also when it has the same pid in a
+ * namespace of its own, or one that was used before. */
+int shmp__is_made_here(const shmp_shmem *shmem);
 int shmp__is_owner(const shmp_shmem *shmem);
+
+/* A number that none of the processes has that this one was forked from. Never 0. */
+unsigned shmp__process_mark(shmp_provider *provider);
 
 /* A decimal number as this library writes them: digits only, no sign, no leading zero, at most
  * `max`. Gives the first character after it, or NULL. */

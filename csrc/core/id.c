@@ -32,7 +32,7 @@ int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, s
         return shmp__fail(reterr, SHMP_EID, "id", "\"%.40s\" has %zu bytes: 19 is the most", text, length);
     for (size_t i = 0; i < length; i++)
         if (text[i] <= ' ' || text[i] > '~')
-            return shmp__fail(reterr, SHMP_EID, "id", "byte %zu is %#x: ids are printable ASCII", i,
+            return shmp__fail(reterr, SHMP_EID, "id", "\"%.19s\": byte %zu is %#x: ids are printable ASCII", text, i,
                               (unsigned)(unsigned char)text[i]);
     memset(ret_id, 0, SHMP__ID_SIZE);
     memcpy(ret_id, text, length);

@@ -3,6 +3,7 @@
 #include "core/platform.h"
 #include "os/os.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,8 @@ static const struct {
     {"posix", WHERE(SHMP_HAVE_POSIX, &shmp__posix_ops)},
     {"sysv", WHERE(SHMP_HAVE_SYSV, &shmp__sysv_ops)},
     {"nop", &shmp__nop_ops},
+    {"win32", NULL},
+    {"ashmem", NULL},
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
 
@@ -29,6 +32,34 @@ const shmp__ops *shmp__ops_for_id(const char *id) {
     for (unsigned i = 0; i < TABLE_SIZE; i++)
         if (table[i].ops && table[i].ops->accepts(id)) return table[i].ops;
     return NULL;
+}
+
+static void release(shmp_provider *provider) {
+    if (provider->mark) (void)shmp__os_unmap(provider->mark, sizeof *provider->mark);
+    free(provider);
+}
+
+/* Gives the provider a mark; on a system that cannot wipe it (Linux before 4.14) it goes without. */
+static int mark_process(shmp_provider *provider, shmp_error *reterr) {
+    void *page;
+    int result = shmp__os_map_private(sizeof *provider->mark, &page);
+    if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes", sizeof *provider->mark);
+    result = shmp__os_wipe_on_fork(page, sizeof *provider->mark);
+    if (result == 0) {
+        provider->mark = page;
+        return 0;
+    }
+    (void)shmp__os_unmap(page, sizeof *provider->mark);
+    return result == -EINVAL ? 0 : shmp__fail_os(reterr, result, "madvise", "MADV_WIPEONFORK");
+}
+
+unsigned shmp__process_mark(shmp_provider *provider) {
+    unsigned mark = 0;
+    if (!provider->mark) return (unsigned)shmp__os_pid();
+    unsigned fresh = shmp__atomic_load(provider->mark);
+    if (fresh) return fresh;
+    fresh = shmp__atomic_add(&provider->marks, 1) + 1;
+    return shmp__atomic_swap_if(provider->mark, &mark, fresh) ? fresh : mark;
 }
 
 static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
@@ -41,9 +72,10 @@ static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **re
     provider->flags = flags;
     provider->pid = shmp__os_pid();
     shmp__atomic_set(&provider->references, 1);
-    int result = ops->open ? ops->open(provider, reterr) : 0;
+    int result = mark_process(provider, reterr);
+    if (result == 0 && ops->open) result = ops->open(provider, reterr);
     if (result < 0)
-        free(provider);
+        release(provider);
     else
         *ret_provider = provider;
     return result;
@@ -115,7 +147,7 @@ int shmp_provider_open(const char *name, const shmp_provider_options *options, s
 }
 
 void shmp_provider_close(shmp_provider *provider) {
-    if (provider && shmp__atomic_sub(&provider->references, 1) == 1) free(provider);
+    if (provider && shmp__atomic_sub(&provider->references, 1) == 1) release(provider);
 }
 
 const char *shmp_provider_name(const shmp_provider *provider) { return provider->ops->name; }
@@ -125,12 +157,18 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
     for (unsigned i = 0; i < TABLE_SIZE; i++) {
         if (!table[i].ops || index-- > 0) continue;
         *ret_name = table[i].name;
-        shmp_provider *provider;
+        shmp_provider *provider = NULL;
         int result = open_tried(table[i].ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
         if (result == 0) shmp_provider_close(provider);
         return result;
     }
     return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
+}
+
+int shmp__check_memory(size_t size, const char *call, shmp_error *reterr) {
+    unsigned long long available;
+    if (shmp__os_free_memory(&available) < 0 || available >= size) return 0;
+    return shmp__fail_os(reterr, ENOMEM, call, "%zu bytes, %llu are free", size, available);
 }
 
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {

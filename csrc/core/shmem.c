@@ -27,7 +27,7 @@ static shmp_shmem *new_handle(shmp_provider *provider, const shmp__ops *ops, siz
     shmem->size = size;
     shmem->flags = flags;
     shmem->fd = -1;
-    shmem->creator = flags & SHMP_OWNER ? shmp__os_pid() : provider->pid;
+    shmem->creator = shmp__process_mark(provider);
     return shmem;
 }
 
@@ -116,7 +116,12 @@ int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     return result;
 }
 
-int shmp__is_owner(const shmp_shmem *shmem) { return shmem->flags & SHMP_OWNER && shmem->creator == shmp__os_pid(); }
+int shmp__is_made_here(const shmp_shmem *shmem) {
+    const shmp_provider *provider = shmem->provider;
+    return shmem->creator == (provider->mark ? shmp__atomic_load(provider->mark) : (unsigned)shmp__os_pid());
+}
+
+int shmp__is_owner(const shmp_shmem *shmem) { return shmem->flags & SHMP_OWNER && shmp__is_made_here(shmem); }
 
 void *shmp_data(const shmp_shmem *shmem) { return shmem->data; }
 size_t shmp_size(const shmp_shmem *shmem) { return shmem->size; }

@@ -9,6 +9,15 @@ typedef atomic_uint shmp__atomic_uint;
 
 static inline void shmp__atomic_set(shmp__atomic_uint *word, unsigned value) { atomic_init(word, value); }
 
+static inline unsigned shmp__atomic_load(shmp__atomic_uint *word) {
+    return atomic_load_explicit(word, memory_order_acquire);
+}
+
+/* Non-zero when `word` was *expected and is now `value`; else *expected is what it is. */
+static inline int shmp__atomic_swap_if(shmp__atomic_uint *word, unsigned *expected, unsigned value) {
+    return atomic_compare_exchange_strong_explicit(word, expected, value, memory_order_acq_rel, memory_order_acquire);
+}
+
 /* Both give the value before. */
 static inline unsigned shmp__atomic_add(shmp__atomic_uint *word, unsigned value) {
     return atomic_fetch_add_explicit(word, value, memory_order_acq_rel);

@@ -10,6 +10,11 @@ void *shmp__os_enlarge(void *memory, size_t size);
 
 long shmp__os_pid(void);
 
+/* Zeroed memory of its own pages; -EINVAL of wipe_on_fork: this system cannot zero it in a forked child. */
+int shmp__os_map_private(size_t size, void **ret_data);
+int shmp__os_wipe_on_fork(void *data, size_t size);
+int shmp__os_unmap(void *data, size_t size);
+
 long long shmp__os_now(void); /* seconds */
 
 /* Zeroed memory, for free(); NULL: there is none. */

@@ -23,6 +23,15 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
+int shmp__os_map_private(size_t size, void **ret_data) {
+    void *data = SYS_OR(MAP_FAILED, mmap, (NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (data == MAP_FAILED) return -errno;
+    *ret_data = data;
+    return 0;
+}
+
+int shmp__os_wipe_on_fork(void *data, size_t size) { return result_of(SYS(madvise, (data, size, MADV_WIPEONFORK))); }
+
 int shmp__os_random(void *ret_bytes, size_t length) {
     ssize_t got; /* the whole: fewer than 256 bytes are never cut short */
     RETRIED(got, SYS(getrandom, (ret_bytes, length, 0)));

@@ -9,6 +9,7 @@
 #include "os/os_unix.h"
 
 #include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,6 +108,58 @@ static int each_line(const char *path, int (*visit)(void *context, const char *l
     return result;
 }
 
+/* Of a file of one number; of "max", which is no limit, it gives 2. */
+static int visit_limit(void *context, const char *line) {
+    return sscanf(line, "%llu", (unsigned long long *)context) == 1 ? 1 : 2;
+}
+
+/* Page cache, which the kernel gives up before it kills. */
+static int visit_stat(void *context, const char *line) {
+    unsigned long long bytes, *sum = context;
+    if (sscanf(line, "inactive_file %llu", &bytes) == 1 || sscanf(line, "active_file %llu", &bytes) == 1) *sum += bytes;
+    return 0;
+}
+
+typedef struct cgroup_kind {
+    const char *root, *limit, *used;
+} cgroup_kind;
+
+static int each_line_of(const char *folder, const char *file, int (*visit)(void *context, const char *line),
+                        void *context) {
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    return shmp__os_passed_over(each_line(path, visit, context));
+}
+
+/* `at` is the process's cgroup. Every one above it has its limit too, and in a container `at` may be a
+ * path of the host, of which only the root is to be seen. */
+static int limit_to_cgroup(const cgroup_kind *kind, char *at, unsigned long long *bytes) {
+    for (char *end = at;; *end = 0) {
+        char folder[PATH_MAX];
+        unsigned long long limit, used, cache = 0;
+        snprintf(folder, sizeof folder, "%s%s", kind->root, at);
+        int found = each_line_of(folder, kind->limit, visit_limit, &limit);
+        if (found == 1) found = each_line_of(folder, kind->used, visit_limit, &used);
+        if (found == 1) {
+            found = each_line_of(folder, "memory.stat", visit_stat, &cache);
+            unsigned long long available = (limit > used ? limit - used : 0) + cache;
+            if (available < *bytes) *bytes = available;
+        }
+        if (found < 0) return found;
+        end = strrchr(at, '/');
+        if (!end) return 0;
+    }
+}
+
+static int visit_cgroup(void *context, const char *line) {
+    static const cgroup_kind v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"},
+                             v2 = {"/sys/fs/cgroup", "memory.max", "memory.current"};
+    char controllers[128], path[PATH_MAX];
+    if (sscanf(line, "0::%4095[^\n]", path) == 1) return limit_to_cgroup(&v2, path, context);
+    if (sscanf(line, "%*d:%127[^:]:%4095[^\n]", controllers, path) != 2 || strcmp(controllers, "memory") != 0) return 0;
+    return limit_to_cgroup(&v1, path, context);
+}
+
 static int visit_available(void *context, const char *line) {
     unsigned long long *kibibytes = context;
     return sscanf(line, "MemAvailable: %llu", kibibytes) == 1;
@@ -117,7 +170,11 @@ int shmp__os_free_memory(unsigned long long *ret_bytes) {
     int found = each_line("/proc/meminfo", visit_available, &kibibytes);
     if (found < 0) return found;
     if (!found) return -ENOENT; /* before Linux 3.14 */
-    *ret_bytes = kibibytes * 1024;
+    unsigned long long bytes = kibibytes * 1024;
+    /* the memory cgroups of this process, such as its container's, may let it have less */
+    int failed = shmp__os_passed_over(each_line("/proc/self/cgroup", visit_cgroup, &bytes));
+    if (failed < 0) return failed;
+    *ret_bytes = bytes;
     return 0;
 }
 
@@ -133,14 +190,6 @@ static int visit_lock(void *context, const char *line) {
     if (sscanf(line, "%*s FLOCK %*s %*s %ld %63s", &pid, file) != 2 || strcmp(file, search->file) != 0) return 0;
     search->owner = pid > 0 ? pid : 0;
     return 1;
-}
-
-long shmp__os_lock_owner(const shmp__os_file *file) {
-    lock_search search = {.owner = 0};
-    dev_t device = (dev_t)file->device;
-    snprintf(search.file, sizeof search.file, "%02x:%02x:%llu", major(device), minor(device), file->inode);
-    (void)each_line("/proc/locks", visit_lock, &search);
-    return search.owner;
 }
 
 /* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. */
@@ -173,6 +222,18 @@ static int visit_mapping(void *context, const char *line) {
     unsigned long long start;
     char object[64];
     return parse_mapping(line, &start, object) && strcmp(object, context) == 0;
+}
+
+long shmp__os_lock_owner(const shmp__os_file *file) {
+    lock_search search = {.owner = 0};
+    dev_t device = (dev_t)file->device;
+    char path[32], object[64];
+    snprintf(search.file, sizeof search.file, "%02x:%02x:%llu", major(device), minor(device), file->inode);
+    (void)each_line("/proc/locks", visit_lock, &search);
+    /* It names who took the lock, who may have ended since and left it to a forked child. */
+    snprintf(path, sizeof path, "/proc/%ld/maps", search.owner);
+    snprintf(object, sizeof object, "%02x:%02x %llu", major(device), minor(device), file->inode);
+    return search.owner && each_line(path, visit_mapping, object) > 0 ? search.owner : 0;
 }
 
 static int visit_process(void *context, long pid) {

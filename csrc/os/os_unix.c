@@ -7,6 +7,7 @@
 #include "os/fault.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/ipc.h>
@@ -85,8 +86,9 @@ int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long lon
     int result;
     RETRIED(result, SYS(fstatvfs, (fd, &system)));
     if (result < 0) return -errno;
-    *ret_bytes = (unsigned long long)system.f_bavail * system.f_frsize;
-    *ret_files = system.f_favail;
+    /* tmpfs mounted with size=0 or nr_inodes=0, and ramfs, have no limit and give no totals */
+    *ret_bytes = system.f_blocks ? (unsigned long long)system.f_bavail * system.f_frsize : LLONG_MAX;
+    *ret_files = system.f_files ? system.f_favail : LLONG_MAX;
     return 0;
 }
 

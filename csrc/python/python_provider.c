@@ -288,24 +288,32 @@ static PyObject *class_getitem(PyObject *type, PyObject *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS,
+     "new_shmem($self, size, *, reserve=False)\n--\n\nCreate a segment of `size` bytes, all zero.\n\nreserve=True "
+     "takes all of its memory now, as dear as touching every page, and promises that\ntouching it later is never a "
+     "SIGBUS."},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS, NULL},
-    {"clone_ref", clone_ref, METH_O, NULL},
+    {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS,
+     "shmem_from_id_and_size($self, id, size, *, read_only=False)\n--\n\nAttach to a segment and map `size` bytes of "
+     "it: no more than it has.\n\nread_only=True protects from mistakes, not from an enemy, who could reopen it."},
+    {"clone_ref", clone_ref, METH_O,
+     "clone_ref($self, shm, /)\n--\n\nMake another handle on a segment, read-only if that one is."},
     {"_attach_whole", attach_whole, METH_O, NULL},
     {"_from_env", from_env, METH_VARARGS, NULL},
     {"_list", list, METH_NOARGS, NULL},
     {"_reap", reap, METH_O, NULL},
     {"_limits", limits, METH_NOARGS, NULL},
-    {"pre_fork", pre_fork, METH_NOARGS, NULL},
-    {"post_fork", post_fork, METH_O, NULL},
+    {"pre_fork", pre_fork, METH_NOARGS,
+     "pre_fork($self, /)\n--\n\nAnnounce a fork. The plain providers need no announcement."},
+    {"post_fork", post_fork, METH_O,
+     "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child."},
     {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef properties[] = {
-    {"fd_ids", get_fd_ids, NULL, NULL, NULL},
-    {"name", get_name, NULL, NULL, NULL},
+    {"fd_ids", get_fd_ids, NULL, "Whether ids are bare descriptor numbers.", NULL},
+    {"name", get_name, NULL, "The mechanism; for std the chosen one.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

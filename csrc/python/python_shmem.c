@@ -123,7 +123,7 @@ static PyObject *failed(PyObject *type, PyObject *exception) {
 static void shmem_finalize(PyObject *object) {
     ShMemObject *self = (ShMemObject *)object;
     if (shmp__atomic_load64(&self->state) & CLOSED || self->has_warned) return;
-    if (self->handle->creator != shmp__os_pid()) return; /* inherited by fork: its parent's to close */
+    if (!shmp__is_made_here(self->handle)) return; /* inherited by fork: its parent's to close */
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     self->has_warned = 1;
@@ -415,9 +415,15 @@ static PyObject *get_provider_name(PyObject *object, void *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"close", shmem_close, METH_NOARGS, NULL},
-    {"fileno", shmem_fileno, METH_NOARGS, NULL},
-    {"persist", shmem_persist, METH_NOARGS, NULL},
+    {"close", shmem_close, METH_NOARGS,
+     "close($self, /)\n--\n\nUnmap and release it; a second call does nothing. The owner's destroys the "
+     "segment.\n\nBufferError: views of it are alive; it stays usable."},
+    {"fileno", shmem_fileno, METH_NOARGS,
+     "fileno($self, /)\n--\n\nGive the file descriptor, which stays this object's.\n\nio.UnsupportedOperation: sysv "
+     "and nop have none."},
+    {"persist", shmem_persist, METH_NOARGS,
+     "persist($self, /)\n--\n\nLet the descriptor survive exec, so that the next program can attach by the same "
+     "id.\n\nio.UnsupportedOperation: exec ends such a segment (sysv, nop)."},
     {"__enter__", shmem_enter, METH_NOARGS, NULL},
     {"__exit__", shmem_exit, METH_VARARGS, NULL},
     {"_describe", describe, METH_NOARGS, NULL},
@@ -428,11 +434,12 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef properties[] = {
-    {"closed", get_closed, NULL, NULL, NULL},
-    {"is_owner", get_is_owner, NULL, NULL, NULL},
-    {"provider_name", get_provider_name, NULL, NULL, NULL},
-    {"readonly", get_readonly, NULL, NULL, NULL},
-    {"size", get_size, NULL, NULL, NULL},
+    {"closed", get_closed, NULL, "Whether it was closed. Live views keep the memory of a closed one.", NULL},
+    {"is_owner", get_is_owner, NULL,
+     "Whether this handle created the segment, in this process: a forked child's never did.", NULL},
+    {"provider_name", get_provider_name, NULL, "The mechanism that holds it, such as memfd.", NULL},
+    {"readonly", get_readonly, NULL, "Whether it was attached read-only.", NULL},
+    {"size", get_size, NULL, "Bytes, exactly as asked for.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -442,6 +449,7 @@ static PyType_Slot slots[] = {
     {Py_tp_finalize, (void *)shmem_finalize},
     {Py_tp_methods, methods},
     {Py_tp_getset, properties},
+    {Py_tp_iter, (void *)PySeqIter_New},
     {Py_bf_getbuffer, (void *)shmem_getbuffer},
     {Py_bf_releasebuffer, (void *)shmem_releasebuffer},
     {Py_mp_length, (void *)shmem_length},

@@ -1,5 +1,6 @@
-"""The C extension: cffi's view of the C library, and the types that own its handles."""
+"""The C extension: cffi's view of the C library, and the types that own its handles. Documented in C."""
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, SupportsIndex, TypeVar, overload
 
@@ -69,69 +70,37 @@ class Provider(Generic[S]):
 
     def __new__(cls, name: str, flags: int = 0) -> Self: ...
     @property
-    def name(self) -> str:
-        """The mechanism; for ``std`` the chosen one."""
+    def name(self) -> str: ...
     @property
-    def fd_ids(self) -> bool:
-        """Whether ids are bare descriptor numbers."""
-    def new_shmem(self, size: int, *, reserve: bool = False) -> S:
-        """Create a segment of `size` bytes, all zero.
-
-        ``reserve=True`` takes all of its memory now, as dear as touching every page, and promises
-        that touching it later is never a SIGBUS.
-        """
+    def fd_ids(self) -> bool: ...
+    def new_shmem(self, size: int, *, reserve: bool = False) -> S: ...
     def _new_named(self, size: int, name: str, *, reserve: bool = False) -> S: ...
-    def shmem_from_id_and_size(self, id: str, size: int, *, read_only: bool = False) -> S:
-        """Attach to a segment and map `size` bytes of it: no more than it has.
-
-        ``read_only=True`` protects from mistakes, not from an enemy, who could reopen it.
-        """
-    def clone_ref(self, shm: ShMem, /) -> S:
-        """Make another handle on a segment, read-only if that one is."""
+    def shmem_from_id_and_size(self, id: str, size: int, *, read_only: bool = False) -> S: ...
+    def clone_ref(self, shm: ShMem, /) -> S: ...
     def _attach_whole(self, id: str, /) -> S: ...
     def _from_env(self, name: str, id: str | None, size: str | None, read_only: bool) -> S: ...
     def _list(self) -> list[tuple[str, int, int, bool]]: ...
     def _reap(self, dry_run: bool, /) -> list[tuple[str, int, int, bool]]: ...
     def _limits(self) -> tuple[int, int, str]: ...
-    def pre_fork(self) -> None:
-        """Announce a fork. The plain providers need no announcement."""
-    def post_fork(self, is_child: bool) -> None:
-        """Tell that this process has forked, in the parent and in the child."""
+    def pre_fork(self) -> None: ...
+    def post_fork(self, is_child: bool) -> None: ...
 
 class ShMem:
     """Owns a C segment and exports its memory. `shmem_providers.ShMem` is its Python half."""
 
     @property
-    def closed(self) -> bool:
-        """Whether it was closed. Live views keep the memory of a closed one."""
+    def closed(self) -> bool: ...
     @property
-    def is_owner(self) -> bool:
-        """Whether this handle created the segment, in this process: a forked child's never did."""
+    def is_owner(self) -> bool: ...
     @property
-    def provider_name(self) -> str:
-        """The mechanism that holds it, such as ``memfd``."""
+    def provider_name(self) -> str: ...
     @property
-    def readonly(self) -> bool:
-        """Whether it was attached read-only."""
+    def readonly(self) -> bool: ...
     @property
-    def size(self) -> int:
-        """Bytes, exactly as asked for."""
-    def close(self) -> None:
-        """Unmap and release it; a second call does nothing. The owner's destroys the segment.
-
-        Raises:
-            BufferError: views of it are alive. It stays usable.
-
-        """
-    def fileno(self) -> int:
-        """Give the file descriptor, which stays this object's; sysv and nop have none."""
-    def persist(self) -> None:
-        """Let the descriptor survive exec, so that the next program can attach by the same id.
-
-        Raises:
-            io.UnsupportedOperation: exec ends such a segment (sysv, nop).
-
-        """
+    def size(self) -> int: ...
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+    def persist(self) -> None: ...
     def _describe(self) -> tuple[str, int]: ...
     def _env_description(self, name: str) -> tuple[str, int]: ...
     def _users(self) -> list[int]: ...
@@ -140,9 +109,9 @@ class ShMem:
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        """Close it, also when views are alive: then its memory goes with the last of them."""
+    ) -> None: ...
     def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[int]: ...
     @overload
     def __getitem__(self, key: SupportsIndex, /) -> int: ...
     @overload

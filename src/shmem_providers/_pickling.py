@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 
+from shmem_providers._errors import InvalidIdError
 from shmem_providers._providers import ShMemProvider, open_provider
 from shmem_providers._shmem import ShMem
 
@@ -58,9 +59,12 @@ def _keep(shm: ShMem, has_descriptor: bool) -> Any:
 def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     """Give what pickle wants of `ShMem.__reduce__`."""
     id, size = shm._describe()
+    has_descriptor = shm.provider_name != "sysv"
+    if has_descriptor and id.isdecimal():
+        id = ""  # a bare descriptor number: in the process that reads this it is something else
     if shm.provider_name == "nop":
         raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
-    return _rebuild, (shm.provider_name, id, size, shm.readonly, _keep(shm, shm.provider_name != "sysv"))
+    return _rebuild, (shm.provider_name, id, size, shm.readonly, _keep(shm, has_descriptor))
 
 
 def _rebuild(name: str, id: str, size: int, readonly: bool, kept: Any) -> ShMem:
@@ -80,7 +84,11 @@ def _receive(provider: ShMemProvider, id: str, size: int, readonly: bool, kept: 
         return shm
     try:
         descriptor = kept.detach()
-    except Exception:  # none was kept, or it was fetched before
+    except Exception as problem:  # none was kept, or it was fetched before
+        if not id:
+            raise InvalidIdError(
+                "a ShMem of fd_ids=True has no id to attach by: send it by multiprocessing"
+            ) from problem
         return provider.shmem_from_id_and_size(id, size, read_only=readonly)
     try:
         return provider.shmem_from_id_and_size(str(descriptor), size, read_only=readonly)

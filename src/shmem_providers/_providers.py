@@ -36,6 +36,8 @@ class ShMemProvider(_binding.Provider[ShMem]):
 
     def shmem_from_description(self, description: ShMemDescription, *, read_only: bool = False) -> ShMem:
         """Attach to the segment that was described."""
+        if not isinstance(description, ShMemDescription):
+            raise TypeError(f"shmem_from_description: {description!r} is no ShMemDescription")
         return self.shmem_from_id_and_size(description.id, description.size, read_only=read_only)
 
     def existing_from_env(self, name: str, *, read_only: bool = False) -> ShMem:
@@ -60,6 +62,8 @@ class ShMemProvider(_binding.Provider[ShMem]):
 
     def release_shmem(self, shm: ShMem) -> None:
         """Close the segment: the crate's name for `ShMem.close`."""
+        if not isinstance(shm, ShMem):
+            raise TypeError(f"release_shmem: {shm!r} is no ShMem")
         shm.close()
 
     def __repr__(self) -> str:

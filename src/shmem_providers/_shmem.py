@@ -69,14 +69,20 @@ class ShMem(_binding.ShMem):
 
         Raises:
             TypeError: `ctype` is no ctypes type, or the segment is read-only.
+            ValueError: the segment is closed.
 
         """
-        if size_of_ctype("as_ptr_of", ctype) > len(self):
+        size, room = size_of_ctype("as_ptr_of", ctype), len(self)
+        if self.readonly:
+            raise TypeError("as_ptr_of: this ShMem is read-only: attach without read_only")
+        if size > room:
             return None
         instance: T = ctype.from_buffer(self)  # type: ignore[attr-defined]
         return instance
 
     def __repr__(self) -> str:
+        if not self.provider_name:
+            return "<ShMem that could not be attached>"
         state = "closed" if self.closed else "read-only" if self.readonly else "open"
         return f"<ShMem {self.provider_name} of {self.size} bytes, {state}>"
 

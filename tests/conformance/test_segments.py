@@ -289,8 +289,9 @@ def test_a_read_only_segment_cannot_be_written(provider: ShMemProvider) -> None:
                 view[0] = 1
         with pytest.raises(TypeError):
             ctypes.c_uint8.from_buffer(reader)
-        with pytest.raises(TypeError):
-            reader.as_ptr_of(Header)
+        for ctype in (Header, ctypes.c_uint8 * 65):  # the second would not fit either
+            with pytest.raises(TypeError):
+                reader.as_ptr_of(ctype)
         with pytest.raises((TypeError, BufferError)):
             io.BytesIO(b"abc").readinto(reader)
         with (
