@@ -30,7 +30,11 @@ int shmp__os_map_private(size_t size, void **ret_data) {
     return 0;
 }
 
-int shmp__os_wipe_on_fork(void *data, size_t size) { return result_of(SYS(madvise, (data, size, MADV_WIPEONFORK))); }
+int shmp__os_wipe_on_fork(void *data, size_t size) {
+    int result;
+    RETRIED(result, SYS(madvise, (data, size, MADV_WIPEONFORK)));
+    return result_of(result);
+}
 
 int shmp__os_random(void *ret_bytes, size_t length) {
     ssize_t got; /* the whole: fewer than 256 bytes are never cut short */
