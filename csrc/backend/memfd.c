@@ -68,9 +68,13 @@ static int parse(const char *id, memfd_id *ret_id) {
     at = shmp__decimal(at + 1, INT_MAX, &parsed.fd);
     if (!at || *at != '.') return 0;
     for (at++; *at; at++, parsed.check_digits++) {
-        int digit = *at >= '0' && *at <= '9' ? *at - '0' : *at >= 'a' && *at <= 'f' ? *at - 'a' + 10 : -1;
-        if (digit < 0 || parsed.check_digits == CHECK_MOST) return 0;
-        parsed.check = parsed.check * 16 + (unsigned)digit;
+        unsigned digit = (unsigned)*at - '0';
+        if (digit > 9) {
+            if ((unsigned)*at - 'a' > 5) return 0;
+            digit = (unsigned)*at - 'a' + 10;
+        }
+        if (parsed.check_digits == CHECK_MOST) return 0;
+        parsed.check = parsed.check * 16 + digit;
     }
     if (parsed.check_digits < CHECK_LEAST) return 0;
     *ret_id = parsed;

@@ -91,14 +91,14 @@ int shmp__is_owner(const shmp_shmem *shmem);
 /* A number that none of the processes has that this one was forked from. Never 0. */
 unsigned shmp__process_mark(shmp_provider *provider);
 
-/* A decimal number as this library writes them: digits only, no sign, no leading zero, at most
+/* A decimal number as this library writes them: at most 19 digits, no sign, no leading zero, at most
  * `max`. Gives the first character after it, or NULL. */
 const char *shmp__decimal(const char *text, unsigned long long max, unsigned long long *ret_value);
 
 /* A whole id that is one decimal number of at most INT_MAX, such as a descriptor; -1: it is not. */
 int shmp__decimal_id(const char *id);
 
-/* Copies an id or name of `length` bytes after checking what all ids have in common. */
+/* Copies an id or name of `length` bytes, checking what all ids have in common; `text` is not in ret_id. */
 int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, shmp_error *reterr);
 
 /* The two halves of the hand-off by environment that do not touch the environment, for Python,

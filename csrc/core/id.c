@@ -8,15 +8,13 @@
 #include <string.h>
 
 const char *shmp__decimal(const char *text, unsigned long long max, unsigned long long *ret_value) {
-    unsigned long long value = 0, most = max / 10;
-    unsigned last = (unsigned)(max % 10);
+    unsigned long long value = 0;
     const char *at = text;
-    for (; *at >= '0' && *at <= '9'; at++) {
-        unsigned digit = (unsigned)(*at - '0');
-        if (value > most || (value == most && digit > last) || (value == 0 && at > text)) return NULL;
+    for (unsigned digit; (digit = (unsigned)*at - '0') <= 9; at++) {
+        if (at - text == 19) return NULL; /* as many never overflow */
         value = value * 10 + digit;
     }
-    if (at == text) return NULL;
+    if (at == text || value > max || (*text == '0' && at - text > 1)) return NULL;
     *ret_value = value;
     return at;
 }
@@ -30,12 +28,13 @@ int shmp__decimal_id(const char *id) {
 int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, shmp_error *reterr) {
     if (length >= SHMP__ID_SIZE)
         return shmp__fail(reterr, SHMP_EID, "id", "\"%.40s\" has %zu bytes: 19 is the most", text, length);
-    for (size_t i = 0; i < length; i++)
+    memset(ret_id, 0, SHMP__ID_SIZE);
+    for (size_t i = 0; i < length; i++) {
         if (text[i] <= ' ' || text[i] > '~')
             return shmp__fail(reterr, SHMP_EID, "id", "\"%.19s\": byte %zu is %#x: ids are printable ASCII", text, i,
                               (unsigned)(unsigned char)text[i]);
-    memset(ret_id, 0, SHMP__ID_SIZE);
-    memcpy(ret_id, text, length);
+        ret_id[i] = text[i];
+    }
     return 0;
 }
 

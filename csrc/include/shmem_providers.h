@@ -89,7 +89,7 @@ enum {
 /** What went wrong. Final: never grows. */
 typedef struct shmp_error {
     int code;          /* -SHMP_E... */
-    int os_error;      /* errno or GetLastError(); 0 where no call of the system failed */
+    int os_error;      /* errno or GetLastError() for -SHMP_EOS; else 0 */
     const char *call;  /* the call or argument at fault; a literal, never NULL */
     char message[200]; /* the value, and what to do about it */
 } shmp_error;
@@ -136,7 +136,7 @@ SHMP_API const char *shmp_provider_name(const shmp_provider *provider);
 
 /** Enumerate the providers of this platform, best first, trying each.
  *  @param index  0, 1, 2, ...
- *  @return 0 it works; -SHMP_EUNAVAILABLE or -SHMP_EOS it does not, and reterr says why:
+ *  @return 0 it works; -SHMP_EUNAVAILABLE, -SHMP_EOS or -SHMP_ENOMEM it does not, and reterr says why:
  *          *ret_name is set in all these cases. -SHMP_EINVAL there is no such index: the end. */
 SHMP_API int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr);
 
