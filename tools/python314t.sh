@@ -39,9 +39,9 @@ check_tools() {
     local headers='#include <ffi.h>
 #include <openssl/ssl.h>
 #include <zlib.h>'
-    for tool in apt-get curl gcc make xz; do command -v "$tool"; done >/dev/null &&
-        gcc -E - <<<"$headers" >/dev/null 2>&1 ||
+    if ! type apt-get curl make xz >/dev/null 2>&1 || ! gcc -E - <<<"$headers" >/dev/null 2>&1; then
         fail 'apt-get install build-essential curl xz-utils libffi-dev libssl-dev zlib1g-dev'
+    fi
 }
 
 download() {

@@ -24,6 +24,9 @@ const char *shmp__os_getenv(const char *name);
 int shmp__os_setenv(const char *name, const char *value);
 void shmp__os_unsetenv(const char *name);
 
+/* Another descriptor of the same open file, which does not survive exec. */
+int shmp__os_dup(int fd);
+
 /* Lets a descriptor survive exec. */
 int shmp__os_keep_on_exec(int fd);
 

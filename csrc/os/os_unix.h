@@ -23,7 +23,6 @@ typedef struct shmp__os_file {
 int shmp__os_random(void *ret_bytes, size_t length);
 int shmp__os_map(int fd, size_t size, int read_only, void **ret_data);
 int shmp__os_close(int fd);
-int shmp__os_dup(int fd);
 int shmp__os_truncate(int fd, size_t size);
 int shmp__os_reserve(int fd, size_t size);
 int shmp__os_chmod(int fd, unsigned mode);

@@ -324,6 +324,19 @@ static PyObject *shmem_fileno(PyObject *object, PyObject *unused) {
     return shmpy_raise(&error);
 }
 
+/* Gives a duplicate of the descriptor: the number itself may be another file's once a thread closes this. */
+static PyObject *dup_descriptor(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    shmp_error error;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int source = shmp_fileno(self->handle), fd = shmp__os_dup(source);
+    end(self, PIN);
+    if (fd >= 0) return PyLong_FromLong(fd);
+    shmp__fail_os(&error, fd, "dup", "fd %d", source);
+    return shmpy_raise(&error);
+}
+
 static PyObject *shmem_persist(PyObject *object, PyObject *unused) {
     ShMemObject *self = (ShMemObject *)object;
     shmp_error error;
@@ -428,6 +441,7 @@ static PyMethodDef methods[] = {
     {"__exit__", shmem_exit, METH_VARARGS, NULL},
     {"_describe", describe, METH_NOARGS, NULL},
     {"_env_description", env_description, METH_VARARGS, NULL},
+    {"_dup", dup_descriptor, METH_NOARGS, NULL},
     {"_users", users, METH_NOARGS, NULL},
     {"_failed", failed, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},

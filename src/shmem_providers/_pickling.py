@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import weakref
 
 from shmem_providers._errors import InvalidIdError
 from shmem_providers._providers import ShMemProvider, open_provider
@@ -51,9 +52,16 @@ def _keep(shm: ShMem, has_descriptor: bool) -> Any:
         return None  # whoever reads this pickle attaches while the sender is still open, or not at all
     if not has_descriptor:
         return _Attached(shm)
-    from multiprocessing import reduction
+    from multiprocessing import context, reduction
 
-    return reduction.DupFd(shm.fileno())
+    descriptor, popen = shm._dup(), context.get_spawning_popen()
+    if popen is None:
+        try:
+            return reduction.DupFd(descriptor)
+        finally:
+            os.close(descriptor)
+    weakref.finalize(popen, os.close, descriptor)  # it is passed to the child at the end of its start
+    return reduction.DupFd(descriptor)
 
 
 def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
