@@ -10,7 +10,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 compiler=${1:-${CC:-cc}}
 kind=${2:-plain}
 
-runner= sanitize= programs='test_conformance test_faults'
+runner='' sanitize='' programs='test_conformance test_faults'
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;

@@ -1,0 +1,88 @@
+/* Fuzzes what reads ids and variables, without a call of the system: "<id>\n<size>". An accepted text
+ * is read once more here, in another way. */
+#include "core/core.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HOLDS(what)                                                                                                    \
+    do {                                                                                                               \
+        if (!(what)) {                                                                                                 \
+            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #what);                                  \
+            abort();                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+/* Gives what follows a decimal number of at most `max` as printf writes it. */
+static const char *after_decimal(const char *text, unsigned long long max) {
+    char again[24];
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    int length = snprintf(again, sizeof again, "%llu", value);
+    HOLDS(errno == 0 && value <= max && end - text == length && memcmp(text, again, (size_t)length) == 0);
+    return end;
+}
+
+static void check_memfd_id(const char *id) {
+    const char *at = after_decimal(id, LONG_MAX);
+    HOLDS(*at == '.');
+    at = after_decimal(at + 1, INT_MAX);
+    HOLDS(*at == '.');
+    size_t digits = strspn(at + 1, "0123456789abcdef");
+    HOLDS(at[1 + digits] == 0 && digits >= 4 && digits <= 16);
+}
+
+static void check_error(int result, const shmp_error *error) {
+    HOLDS(result == error->code && error->call && *error->message);
+    HOLDS(memchr(error->message, 0, sizeof error->message));
+}
+
+static void check_id(const char *id) {
+    const shmp__ops *ops = shmp__ops_for_id(id);
+    int number = shmp__decimal_id(id);
+    HOLDS((ops == &shmp__posix_ops) ==
+          (id[0] == '/' && id[1] && !strchr(id + 1, '/') && strcmp(id, "/.") != 0 && strcmp(id, "/..") != 0));
+    HOLDS((ops == &shmp__sysv_ops) == (number >= 0));
+    HOLDS(!ops || shmp__posix_ops.accepts(id) + shmp__sysv_ops.accepts(id) + shmp__memfd_ops.accepts(id) == 1);
+    if (number >= 0) HOLDS(*after_decimal(id, INT_MAX) == 0);
+    if (ops == &shmp__memfd_ops) check_memfd_id(id);
+}
+
+static void check_copy(const char *text, size_t length) {
+    char id[SHMP__ID_SIZE];
+    shmp_error error;
+    int result = shmp__copy_id(id, text, length, &error);
+    int fits = length < sizeof id;
+    for (size_t i = 0; fits && i < length; i++) fits = text[i] > ' ' && text[i] <= '~';
+    HOLDS((result == 0) == fits);
+    if (result < 0) return check_error(result, &error);
+    HOLDS(strlen(id) == length && memcmp(id, text, length) == 0);
+    check_id(id);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
+    char text[80];
+    shmp_description description;
+    shmp_error error;
+    if (length >= sizeof text) return -1;
+    memcpy(text, data, length);
+    text[length] = 0;
+    check_copy(text, length);
+    char *size = strchr(text, '\n');
+    if (size) *size++ = 0;
+    int result = shmp__env_parse("NAME", text, size, &description, &error);
+    if (result < 0) {
+        check_error(result, &error);
+        return 0;
+    }
+    HOLDS(*after_decimal(size, SIZE_MAX) == 0 && description.size == strtoull(size, NULL, 10));
+    HOLDS(strcmp(description.id, text) == 0);
+    return 0;
+}
