@@ -36,7 +36,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def missing() -> Callable[[str], NoReturn]:
     """Skip for want of something; where CI must have it, fail."""
 
