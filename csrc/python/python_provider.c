@@ -84,9 +84,8 @@ static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject 
     }
     self->shmem_type = (PyTypeObject *)shmem_type;
     shmp_error error;
-    int result;
-    Py_BEGIN_ALLOW_THREADS result = shmp_provider_open(name, &options, &self->handle, &error);
-    Py_END_ALLOW_THREADS if (result < 0) {
+    /* with the GIL: it reads the environment, which another thread may be changing by os.environ */
+    if (shmp_provider_open(name, &options, &self->handle, &error) < 0) {
         Py_DECREF(self);
         return shmpy_raise(&error);
     }
@@ -122,8 +121,10 @@ static PyObject *make(PyObject *object, maker maker, const shmp_description *wha
     shmp_shmem *handle;
     shmp_error error;
     int result;
-    Py_BEGIN_ALLOW_THREADS result = maker(self->handle, what, flags, &handle, &error);
-    Py_END_ALLOW_THREADS if (result < 0) {
+    Py_BEGIN_ALLOW_THREADS
+    result = maker(self->handle, what, flags, &handle, &error);
+    Py_END_ALLOW_THREADS
+    if (result < 0) {
         Py_DECREF(made);
         return shmpy_raise(&error);
     }
@@ -179,8 +180,10 @@ static PyObject *clone_ref(PyObject *object, PyObject *origin) {
     }
     shmp_error error;
     int result;
-    Py_BEGIN_ALLOW_THREADS result = shmp_clone(handle, handle->flags & SHMP_READ_ONLY, &clone, &error);
-    Py_END_ALLOW_THREADS shmpy_shmem_unpin(origin);
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_clone(handle, handle->flags & SHMP_READ_ONLY, &clone, &error);
+    Py_END_ALLOW_THREADS
+    shmpy_shmem_unpin(origin);
     if (result < 0) {
         Py_DECREF(made);
         return shmpy_raise(&error);

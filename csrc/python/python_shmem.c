@@ -30,8 +30,10 @@ static unsigned views_of(uint64_t state) { return (unsigned)(state & (PIN - 1));
 /* Nothing uses the handle any more. */
 static int release(ShMemObject *self, shmp_error *reterr) {
     int result;
-    Py_BEGIN_ALLOW_THREADS result = shmp_close(self->handle, reterr);
-    Py_END_ALLOW_THREADS return result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_close(self->handle, reterr);
+    Py_END_ALLOW_THREADS
+    return result;
 }
 
 /* For those that cannot raise. */
