@@ -193,6 +193,46 @@ def test_a_storm_of_operations_on_shared_handles(provider: ShMemProvider) -> Non
     assert len(storm.gone) == len(storm.made) > 5 * THREADS
 
 
+SENDERS = r"""
+import multiprocessing.reduction, os, pickle, sys, threading
+from shmem_providers import *
+provider = open_provider(sys.argv[1])
+failures = []
+
+def send(number):
+    try:
+        for shm in segments:
+            try:
+                data = pickle.dumps(shm)
+            except (ValueError, FileNotFoundError): # closed; closed between two steps
+                continue
+            if number % 2:
+                shm.close() # on its way it stays
+            with pickle.loads(data) as received:
+                assert received[0] == 7
+    except BaseException as failure:
+        failures.append(failure)
+
+for turn in range(3):
+    if turn:
+        before = len(os.listdir("/proc/self/fd"))
+    segments = [provider.new_shmem(4096) for _ in range(20)]
+    for shm in segments:
+        shm[0] = 7
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    for shm in segments: shm.close()
+multiprocessing.resource_sharer.stop()
+assert failures == [], failures
+assert len(os.listdir("/proc/self/fd")) < before
+"""
+
+
+def test_threads_pickle_for_multiprocessing(sharing: ShMemProvider, run_python: Any) -> None:
+    run_python(SENDERS, sharing.name)
+
+
 def test_one_of_many_releases(provider: ShMemProvider) -> None:
     """Close, leave a `with` block, release the last view: whoever is last lets go, once, and the others see it closed.
 

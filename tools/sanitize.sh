@@ -33,7 +33,7 @@ preload=$(gcc -print-file-name="lib$kind.so")
     preload= # it has the runtime
 settings=(
     "LD_PRELOAD=$preload"
-    PYTHONPATH=src
+    "PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH}"
     ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 # the interpreter's own, which it leaves to the system
     UBSAN_OPTIONS=print_stacktrace=1
 )

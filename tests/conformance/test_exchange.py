@@ -640,7 +640,7 @@ def test_a_terminated_owner_leaves_nothing_when_it_exits(sharing: ShMemProvider)
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\n"
         "with s.open_provider(sys.argv[1]).new_shmem(4096) as shm:\n"
         "    print(shm.id.as_str(), flush=True)\n"
-        "    time.sleep(60)\n"
+        "    while True: time.sleep(0.1)\n"  # one long sleep can miss the signal
     )
     command = [sys.executable, "-W", "error", "-c", code, sharing.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
