@@ -148,7 +148,7 @@ until = time.monotonic() + float(sys.argv[2])
 count = itertools.count()
 
 
-def be_child(number):
+def be_child(number, inherited):
     assert shared[1] == 7
     own = provider.new_shmem(100)
     own[:] = bytes([number]) * 100
@@ -157,7 +157,7 @@ def be_child(number):
     with provider.clone_ref(shared) as clone:
         assert clone[1] == 7 or provider.name == "nop"
     own.close()
-    for shm in kept: # any may have been closed, or be closing, when this child was made
+    for shm in inherited: # any may have been closed, or be closing, when this child was made
         if number % 2:
             shm.__exit__(None, None, None)
     if number % 3 == 0:
@@ -169,7 +169,8 @@ def be_child(number):
 def forking(number):
     while time.monotonic() < until:
         turn = next(count) % 240 + 1
-        check_end(fork(be_child, turn), signal.SIGKILL if turn % 5 == 0 else 0)
+        inherited = tuple(kept) # without the GIL, a list that another thread was changing stays locked in the child
+        check_end(fork(be_child, turn, inherited), signal.SIGKILL if turn % 5 == 0 else 0)
 
 
 def making(number):
