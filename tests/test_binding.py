@@ -10,16 +10,14 @@ import pkgutil
 import re
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
 import shmem_providers
-from shmem_providers import ShMem, ShMemProvider, StdShMemProvider, _binding, ffi, lib, open_provider
+from shmem_providers import ShMem, ShMemProvider, StdShMemProvider, _binding, ffi, lib
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -231,67 +229,3 @@ def test_a_segment_through_cffi() -> None:
     assert lib.shmp_create(provider[0], 10, 0x4000, shmem, error) == -lib.SHMP_EINVAL
     assert b"0x4000" in ffi.string(error.message)
     lib.shmp_provider_close(provider[0])
-
-
-# ---- threads
-
-
-@pytest.mark.parametrize("name", ["memfd", "posix", "sysv", "nop"])
-def test_threads_on_shared_handles(name: str) -> None:
-    """Whatever threads do to the same handles at the same time, Python's exceptions are all that comes of it."""
-    provider = open_provider(name)
-    handles: list[Any] = [provider.new_shmem(4096) for _ in range(4)]
-    surprises: list[BaseException] = []
-    counts = dict.fromkeys(range(8), 0)
-    renewing = threading.Lock()
-    until = time.monotonic() + 0.4
-
-    def view(shm: Any) -> None:
-        with memoryview(shm) as memory:
-            memory[1] = memory[0]
-
-    def renew(at: int) -> None:
-        with renewing:
-            handles[at].close()
-            handles[at] = provider.new_shmem(4096)
-
-    def hammer(number: int) -> None:
-        uses: list[Callable[[Any], object]] = [
-            lambda shm: shm[10],
-            lambda shm: shm[::7],
-            lambda shm: shm.__setitem__(slice(0, 100), b"x" * 100),
-            lambda shm: shm.__setitem__(0, 5),
-            lambda shm: shm[5000],
-            view,
-            len,
-            lambda shm: provider.clone_ref(shm).close(),
-            lambda shm: shm.description,
-            repr,
-            lambda shm: shm.__exit__(None, None, None),
-        ]
-        while time.monotonic() < until:
-            counts[number] += 1
-            at = counts[number] % len(handles)
-            try:
-                uses[(counts[number] * 7 + number) % len(uses)](handles[at])
-                if counts[number] % 5 == 0:
-                    renew(at)
-            except (ValueError, BufferError, IndexError, FileNotFoundError):
-                pass  # closed, viewed, beyond the end; closed between clone_ref's two steps
-            except BaseException as raised:
-                surprises.append(raised)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=hammer, args=(number,)) for number in counts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert surprises == []
-    assert min(counts.values()) > 50
-    for shm in handles:
-        shm.close()
