@@ -108,10 +108,9 @@ static int open_of_process(const memfd_id *meant, const char *id, int read_only,
                              "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
                              "send the descriptor, or open posix",
                              id, meant->pid);
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOMEM: return shmp__fail_os(reterr, fd, "open", "\"%s\"", id);
-    default: /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
+    default:
+        if (shmp__os_is_shortage(fd)) return shmp__fail_os(reterr, fd, "open", "\"%s\"", id);
+        /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
         return fd < 0 ? shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id) : fd;
     }
 }

@@ -132,10 +132,9 @@ static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     case -EROFS:
         return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": /dev/shm is mounted read-only: attach with read_only",
                              id);
-    case -EMFILE:
-    case -ENFILE:
-    case -ENOMEM: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
-    default: /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
+    default:
+        if (shmp__os_is_shortage(fd)) return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
+        /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
         if (fd < 0) return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%s\" is no shared memory", id);
     }
     shmp__os_file file;
@@ -220,7 +219,7 @@ static int sweep_name(void *context, const char *entry) {
     char name[SHMP__ID_SIZE];
     if ((size_t)snprintf(name, sizeof name, "/%s", entry) >= sizeof name || !has_prefix(name)) return 0;
     int fd = shmp__os_shm_open(name, 0, 1);
-    if (fd == -EMFILE || fd == -ENFILE || fd == -ENOMEM) return give_up(context, fd, "shm_open", name);
+    if (shmp__os_is_shortage(fd)) return give_up(context, fd, "shm_open", name);
     if (fd < 0) return 0; /* gone, another user's, or no file */
     int result = sweep_file(context, fd, name);
     (void)shmp__os_close(fd);

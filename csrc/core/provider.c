@@ -4,6 +4,7 @@
 #include "os/os.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,8 +26,6 @@ static const struct {
     {"ashmem", NULL},
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
-
-static const char names[] = "std, memfd, posix, sysv, nop";
 
 const shmp__ops *shmp__ops_for_id(const char *id) {
     for (unsigned i = 0; i < TABLE_SIZE; i++)
@@ -103,6 +102,11 @@ static int open_named(const char *name, const char *said_by, unsigned flags, shm
         if (table[i].ops) return open_backend(table[i].ops, flags, ret_provider, reterr);
         return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
                           name);
+    }
+    char names[100] = "std";
+    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+        size_t used = strlen(names);
+        if (table[i].ops) snprintf(names + used, sizeof names - used, ", %s", table[i].name);
     }
     return shmp__fail(reterr, SHMP_EINVAL, said_by, "no provider is called \"%.40s\": take one of %s", name, names);
 }

@@ -4,6 +4,8 @@
 #ifndef SHMP_FAULT_H
 #define SHMP_FAULT_H
 
+#include <errno.h>
+
 #if defined(SHMP_FAULTS)
 /* Non-zero: this call shall fail; errno is set. */
 int shmp__fault(const char *call);
@@ -17,5 +19,13 @@ int shmp__fault_after(const char *call, int result);
 #endif
 
 #define SYS(name, arguments) SYS_OR(-1, name, arguments)
+
+/* What SYS gave, as the os layer gives it on. */
+static inline int result_of(int value) { return value < 0 ? -errno : value; }
+
+#define RETRIED(result, call)                                                                                          \
+    do {                                                                                                               \
+        (result) = (call);                                                                                             \
+    } while ((result) < 0 && errno == EINTR)
 
 #endif

@@ -213,7 +213,7 @@ static int visit_own_mapping(void *context, const char *line) {
 }
 
 typedef struct user_search {
-    const char *object;
+    char *object; /* of a mapping, as parse_mapping gives it */
     int (*visit)(void *context, long pid);
     void *context;
 } user_search;
@@ -224,24 +224,27 @@ static int visit_mapping(void *context, const char *line) {
     return parse_mapping(line, &start, object) && strcmp(object, context) == 0;
 }
 
+/* 1: the process has the object mapped; 0: it has not; negative: that cannot be read. */
+static int has_mapped(long pid, char *object) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%ld/maps", pid);
+    return each_line(path, visit_mapping, object);
+}
+
 long shmp__os_lock_owner(const shmp__os_file *file) {
     lock_search search = {.owner = 0};
     dev_t device = (dev_t)file->device;
-    char path[32], object[64];
+    char object[64];
     snprintf(search.file, sizeof search.file, "%02x:%02x:%llu", major(device), minor(device), file->inode);
     (void)each_line("/proc/locks", visit_lock, &search);
     /* It names who took the lock, who may have ended since and left it to a forked child. */
-    snprintf(path, sizeof path, "/proc/%ld/maps", search.owner);
     snprintf(object, sizeof object, "%02x:%02x %llu", major(device), minor(device), file->inode);
-    return search.owner && each_line(path, visit_mapping, object) > 0 ? search.owner : 0;
+    return search.owner && has_mapped(search.owner, object) > 0 ? search.owner : 0;
 }
 
 static int visit_process(void *context, long pid) {
     user_search *search = context;
-    char path[32], object[64];
-    snprintf(path, sizeof path, "/proc/%ld/maps", pid);
-    snprintf(object, sizeof object, "%s", search->object);
-    int found = each_line(path, visit_mapping, object);
+    int found = has_mapped(pid, search->object);
     return found > 0 ? search->visit(search->context, pid) : shmp__os_passed_over(found);
 }
 

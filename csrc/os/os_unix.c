@@ -36,6 +36,8 @@ int shmp__os_setenv(const char *name, const char *value) { return result_of(SYS(
 
 int shmp__os_keep_on_exec(int fd) { return result_of(SYS(fcntl, (fd, F_SETFD, 0))); }
 
+int shmp__os_is_shortage(int error) { return error == -EMFILE || error == -ENFILE || error == -ENOMEM; }
+
 const char *shmp__os_remedy(int os_error) {
     switch (os_error) {
     case EMFILE: return "; this process has too many open files: close some, or raise ulimit -n";

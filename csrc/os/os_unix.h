@@ -7,12 +7,8 @@
 
 #include <errno.h> /* the backends judge some errors */
 
-static inline int result_of(int value) { return value < 0 ? -errno : value; }
-
-#define RETRIED(result, call)                                                                                          \
-    do {                                                                                                               \
-        (result) = (call);                                                                                             \
-    } while ((result) < 0 && errno == EINTR)
+/* Whether an error says that this process or machine is out of something, and so nothing of what was opened. */
+int shmp__os_is_shortage(int error);
 
 typedef struct shmp__os_file {
     unsigned long long size, inode, device, links;

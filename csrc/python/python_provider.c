@@ -2,7 +2,8 @@
 #include "python/python_types.h"
 
 typedef struct ProviderObject {
-    PyObject_HEAD shmp_provider *handle;
+    PyObject_HEAD
+    shmp_provider *handle;
     PyTypeObject *shmem_type; /* what new segments are: the subclass's _shmem_type */
 } ProviderObject;
 
@@ -114,22 +115,27 @@ static int make_named(shmp_provider *provider, const shmp_description *what, uns
     return shmp_create_named(provider, what->id, what->size, flags, ret_shmem, reterr);
 }
 
+/* Gives `made` its handle; on failure, drops it and raises. */
+static PyObject *wrap(PyObject *made, int result, shmp_shmem *handle, const shmp_error *error) {
+    if (result < 0) {
+        Py_DECREF(made);
+        return shmpy_raise(error);
+    }
+    shmpy_shmem_own(made, handle);
+    return made;
+}
+
 static PyObject *make(PyObject *object, maker maker, const shmp_description *what, unsigned flags) {
     ProviderObject *self = (ProviderObject *)object;
     PyObject *made = shmpy_shmem_new(self->shmem_type);
     if (!made) return NULL;
-    shmp_shmem *handle;
+    shmp_shmem *handle = NULL;
     shmp_error error;
     int result;
     Py_BEGIN_ALLOW_THREADS
     result = maker(self->handle, what, flags, &handle, &error);
     Py_END_ALLOW_THREADS
-    if (result < 0) {
-        Py_DECREF(made);
-        return shmpy_raise(&error);
-    }
-    shmpy_shmem_own(made, handle);
-    return made;
+    return wrap(made, result, handle, &error);
 }
 
 static PyObject *new_shmem(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
@@ -173,7 +179,7 @@ static PyObject *clone_ref(PyObject *object, PyObject *origin) {
     if (!PyObject_TypeCheck(origin, self->shmem_type))
         return PyErr_Format(PyExc_TypeError, "clone_ref: %R is no ShMem", origin);
     PyObject *made = shmpy_shmem_new(self->shmem_type);
-    shmp_shmem *handle = made ? shmpy_shmem_pin(origin) : NULL, *clone;
+    shmp_shmem *handle = made ? shmpy_shmem_pin(origin) : NULL, *clone = NULL;
     if (!handle) {
         Py_XDECREF(made);
         return NULL;
@@ -184,12 +190,7 @@ static PyObject *clone_ref(PyObject *object, PyObject *origin) {
     result = shmp_clone(handle, handle->flags & SHMP_READ_ONLY, &clone, &error);
     Py_END_ALLOW_THREADS
     shmpy_shmem_unpin(origin);
-    if (result < 0) {
-        Py_DECREF(made);
-        return shmpy_raise(&error);
-    }
-    shmpy_shmem_own(made, clone);
-    return made;
+    return wrap(made, result, clone, &error);
 }
 
 /* Attaches read-only to all that a segment has. */

@@ -13,7 +13,8 @@
 static const uint64_t VIEW = 1, PIN = 1ull << 32, CLOSED = 1ull << 63;
 
 typedef struct ShMemObject {
-    PyObject_HEAD shmp__atomic_u64 state;
+    PyObject_HEAD
+    shmp__atomic_u64 state;
     shmp_shmem *handle; /* valid while pinned, viewed or not closed; so is data */
     unsigned char *data;
     Py_ssize_t size;
@@ -22,8 +23,6 @@ typedef struct ShMemObject {
     int has_warned;
     PyObject *failure; /* the exception that every use raises: this could not be attached in unpickling */
 } ShMemObject;
-
-#define METHOD(function) (PyCFunction)(void (*)(void))(function)
 
 static unsigned views_of(uint64_t state) { return (unsigned)(state & (PIN - 1)); }
 
@@ -72,6 +71,13 @@ static int begin(ShMemObject *self, uint64_t what) {
 
 static void end(ShMemObject *self, uint64_t what) {
     if (shmp__atomic_sub64(&self->state, what) == (CLOSED | what)) release_quietly(self);
+}
+
+/* For what needs no memory but is refused on a closed one; -1 with an exception. */
+static int check_open(ShMemObject *self) {
+    if (begin(self, PIN) < 0) return -1;
+    end(self, PIN);
+    return 0;
 }
 
 shmp_shmem *shmpy_shmem_pin(PyObject *self) {
@@ -157,10 +163,8 @@ static PyObject *shmem_close(PyObject *object, PyObject *unused) {
 }
 
 static PyObject *shmem_enter(PyObject *object, PyObject *unused) {
-    ShMemObject *self = (ShMemObject *)object;
     (void)unused;
-    if (begin(self, PIN) < 0) return NULL;
-    end(self, PIN);
+    if (check_open((ShMemObject *)object) < 0) return NULL;
     Py_INCREF(object);
     return object;
 }
@@ -189,9 +193,7 @@ static void shmem_releasebuffer(PyObject *object, Py_buffer *view) {
 
 static Py_ssize_t shmem_length(PyObject *object) {
     ShMemObject *self = (ShMemObject *)object;
-    if (begin(self, PIN) < 0) return -1;
-    end(self, PIN);
-    return self->size;
+    return check_open(self) < 0 ? -1 : self->size;
 }
 
 static int is_inside(const ShMemObject *self, Py_ssize_t index) {
@@ -303,8 +305,7 @@ static int set_slice(ShMemObject *self, PyObject *key, PyObject *value) {
 static int shmem_ass_subscript(PyObject *object, PyObject *key, PyObject *value) {
     ShMemObject *self = (ShMemObject *)object;
     if (!value || self->readonly) {
-        if (begin(self, PIN) < 0) return -1;
-        end(self, PIN);
+        if (check_open(self) < 0) return -1;
         PyErr_SetString(PyExc_TypeError, value ? "this ShMem is read-only: attach without read_only to write"
                                                : "the size of a ShMem cannot change: assign, do not delete");
         return -1;

@@ -2,6 +2,7 @@
  * nothing), flags, 8 bytes of size, and what is written over the id. Everything is attached
  * read-only, for it may be any process's; nothing but the fuzzer's own segments is ever made. */
 #define _GNU_SOURCE
+#include "holds.h"
 #include "shmem_providers.h"
 
 #include <fcntl.h>
@@ -10,14 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#define HOLDS(what)                                                                                                    \
-    do {                                                                                                               \
-        if (!(what)) {                                                                                                 \
-            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #what);                                  \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static const char *const names[] = {"std", "memfd", "posix", "sysv"};
 enum { PROVIDERS = sizeof names / sizeof *names, SIZE = 5000, HEAD = 11 };

@@ -1,6 +1,7 @@
 /* Fuzzes what reads ids and variables, without a call of the system: "<id>\n<size>". An accepted text
  * is read once more here, in another way. */
 #include "core/core.h"
+#include "holds.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -8,14 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define HOLDS(what)                                                                                                    \
-    do {                                                                                                               \
-        if (!(what)) {                                                                                                 \
-            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #what);                                  \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* Gives what follows a decimal number of at most `max` as printf writes it. */
 static const char *after_decimal(const char *text, unsigned long long max) {
