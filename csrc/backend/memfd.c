@@ -7,7 +7,7 @@
  * not dumpable (it changed its user), or without /proc. */
 #include "core/platform.h"
 #if SHMP_HAVE_MEMFD
-#include "backend/descriptor.h"
+#include "backend/unix.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -235,15 +235,17 @@ const shmp__ops shmp__memfd_ops = {
     .name = "memfd",
     .provider_flags = SHMP_FD_IDS,
     .create_flags = SHMP_RESERVE | SHMP_INHERIT,
-    .can = SHMP__CAN_FAVOUR | SHMP__CAN_PERSIST,
+    .can = SHMP__CAN_FAVOUR,
     .open = memfd_open,
     .accepts = memfd_accepts,
     .create = memfd_create_segment,
     .attach = memfd_attach,
     .close = shmp__fd_close,
+    .persist = shmp__fd_persist,
     .describe = memfd_describe,
     .list = memfd_list,
     .reap = NULL,
+    .users = shmp__unix_users,
     .limits = memfd_limits,
 };
 

@@ -44,6 +44,11 @@ static int nop_list(shmp_provider *provider, shmp_visitor visit, void *context, 
     return 0; /* private memory is no segment */
 }
 
+static int nop_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
+    (void)shmem, (void)reterr;
+    return visit(context, shmp__os_pid());
+}
+
 static int nop_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     (void)provider;
     ret_limits->bytes = ret_limits->segments = PTRDIFF_MAX;
@@ -61,8 +66,10 @@ const shmp__ops shmp__nop_ops = {
     .create = nop_create,
     .attach = nop_attach,
     .close = nop_close,
+    .persist = NULL,
     .describe = nop_describe,
     .list = nop_list,
     .reap = NULL,
+    .users = nop_users,
     .limits = nop_limits,
 };

@@ -3,12 +3,14 @@
  * Lifetime: until the owner closes it, which unlinks the name; who is attached keeps the memory.
  * After SIGKILL the name stays. So that a leftover can be told from a live segment, the owner
  * holds a shared lock on it for as long as its descriptor, a forked child's, or a mapping lives;
- * the kernel drops it then. Names that a caller chose never are leftovers.
+ * the kernel drops it then. Names that a caller chose never are leftovers. Only Linux can list
+ * names: elsewhere a leftover stays until it is removed by name, or the machine restarts.
  * With SHMP_FD_IDS the name goes at once, and the id is the descriptor. */
 #include "core/platform.h"
 #if SHMP_HAVE_POSIX
-#include "backend/descriptor.h"
+#include "backend/unix.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -51,9 +53,10 @@ static int create_file(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
     case -EACCES:
     case -ENOENT:
     case -EROFS:
-        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": mount a tmpfs at /dev/shm, writable for this user",
-                             shmem->name);
-    case -ENOSPC: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": /dev/shm has no inode left", shmem->name);
+        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": mount a tmpfs at %s, writable for this user", shmem->name,
+                             shmp__os_shm_place);
+    case -ENOSPC:
+        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": %s has no inode left", shmem->name, shmp__os_shm_place);
     default: return fd < 0 ? shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", shmem->name) : fd;
     }
 }
@@ -61,15 +64,14 @@ static int create_file(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
 static int check_space(const shmp_shmem *shmem, int fd, shmp_error *reterr) {
     unsigned long long available, files;
     if (shmp__os_free_space(fd, &available, &files) < 0 || available >= shmem->size) return 0; /* some cannot say */
-    return shmp__fail_os(
-        reterr, ENOSPC, "ftruncate",
-        "%zu bytes, /dev/shm has %llu free: remount it larger (a container: --shm-size), or open memfd", shmem->size,
-        available);
+    return shmp__fail_os(reterr, ENOSPC, "ftruncate",
+                         "%zu bytes, %s has %llu free: remount it larger (a container: --shm-size), or open memfd",
+                         shmem->size, shmp__os_shm_place, available);
 }
 
 static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
     int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
-    if (result < 0 && result != -EOPNOTSUPP && result != -EINVAL && result != -ENOSYS)
+    if (result < 0 && !shmp__os_is_unsupported(result))
         return shmp__fail_os(reterr, result, "flock", "\"%s\"", shmem->name);
     result = check_space(shmem, fd, reterr);
     if (result < 0) return result;
@@ -79,9 +81,11 @@ static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
         result = shmp__check_memory(shmem->size, "fallocate", reterr);
         if (result < 0) return result;
         result = shmp__os_reserve(fd, shmem->size);
+        if (result == -EOPNOTSUPP)
+            return shmp__fail(reterr, SHMP_EUNSUPPORTED, "fallocate", "this system cannot reserve posix memory");
         if (result < 0)
-            return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge /dev/shm", shmem->size,
-                                 shmem->name);
+            return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge %s", shmem->size,
+                                 shmem->name, shmp__os_shm_place);
     }
     if (shmem->provider->flags & SHMP_FD_IDS) {
         result = shmp__os_shm_unlink(shmem->name);
@@ -96,7 +100,9 @@ static int set_up(shmp_shmem *shmem, int fd, shmp_error *reterr) {
 static int open_to_user(const shmp_shmem *shmem, shmp_error *reterr) {
     if (!(shmem->flags & SHMP_OWNER) || !shmem->name[0]) return 0;
     int result = shmp__os_chmod(shmem->fd, 0600);
-    return result < 0 ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", shmem->name) : 0;
+    return result < 0 && !shmp__os_is_unsupported(result)
+               ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", shmem->name)
+               : 0;
 }
 
 static int posix_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
@@ -126,12 +132,12 @@ static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     int fd = shmp__os_shm_open(id, 0, !!(shmem->flags & SHMP_READ_ONLY));
     switch (fd) {
     case -ENOENT:
-        return shmp__fail(reterr, SHMP_ENOTFOUND, "shm_open", "\"%s\": its owner closed it, or has another /dev/shm",
-                          id);
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shm_open", "\"%s\": its owner closed it, or has another %s", id,
+                          shmp__os_shm_place);
     case -EACCES: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is another user's", id);
     case -EROFS:
-        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": /dev/shm is mounted read-only: attach with read_only",
-                             id);
+        return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": %s is mounted read-only: attach with read_only", id,
+                             shmp__os_shm_place);
     default:
         if (shmp__os_is_shortage(fd)) return shmp__fail_os(reterr, fd, "shm_open", "\"%s\"", id);
         /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
@@ -229,7 +235,11 @@ static int sweep_name(void *context, const char *entry) {
 static int walk(sweep_state *sweep) {
     int result = shmp__os_each_shm_name(sweep_name, sweep);
     if (sweep->failure) return sweep->failure;
-    return result < 0 ? shmp__fail_os(sweep->reterr, result, "/dev/shm", "the names in \"/dev/shm\"") : result;
+    if (result == -EOPNOTSUPP)
+        return shmp__fail(sweep->reterr, SHMP_EUNSUPPORTED, "shmp_list", "this system does not list posix names");
+    return result < 0
+               ? shmp__fail_os(sweep->reterr, result, shmp__os_shm_place, "the names in \"%s\"", shmp__os_shm_place)
+               : result;
 }
 
 static int posix_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
@@ -258,12 +268,18 @@ static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_e
     int result = unlink_name(&trial, reterr);
     if (result == 0) {
         int failed = shmp__os_free_space(fd, &ret_limits->bytes, &files);
-        if (failed < 0) result = shmp__fail_os(reterr, failed, "fstatvfs", "\"/dev/shm\"");
+        if (shmp__os_is_unsupported(failed)) { /* no file system, but memory of the kernel */
+            ret_limits->bytes = files = LLONG_MAX;
+            result = shmp__limit_to_memory(ret_limits, reterr);
+        } else if (failed < 0) {
+            result = shmp__fail_os(reterr, failed, "fstatvfs", "\"%s\"", shmp__os_shm_place);
+        }
     }
     (void)shmp__os_close(fd);
     if (result < 0) return result;
     snprintf(ret_limits->advice, sizeof ret_limits->advice,
-             "mount -o remount,size=2g /dev/shm; a container: start it with --shm-size=2g, or --ipc=host");
+             "mount -o remount,size=2g %s; a container: start it with --shm-size=2g, or --ipc=host",
+             shmp__os_shm_place);
     return shmp__fd_limit(files, &ret_limits->segments, reterr);
 }
 
@@ -271,15 +287,17 @@ const shmp__ops shmp__posix_ops = {
     .name = "posix",
     .provider_flags = SHMP_FD_IDS,
     .create_flags = SHMP_RESERVE | SHMP_INHERIT,
-    .can = SHMP__CAN_FAVOUR | SHMP__CAN_PERSIST | SHMP__CAN_NAME,
+    .can = SHMP__CAN_FAVOUR | SHMP__CAN_NAME,
     .open = posix_open,
     .accepts = is_name,
     .create = posix_create,
     .attach = posix_attach,
     .close = posix_close,
+    .persist = shmp__fd_persist,
     .describe = posix_describe,
     .list = posix_list,
     .reap = posix_reap,
+    .users = shmp__unix_users,
     .limits = posix_limits,
 };
 

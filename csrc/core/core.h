@@ -23,7 +23,8 @@ struct shmp_provider {
     int attaches_by_id;      /* "std": the shape of an id decides the mechanism */
     shmp__atomic_uint *mark; /* tells this process from its forked children, where it is 0; NULL: pids do */
     shmp__atomic_uint marks; /* used so far, by this process and those it was forked from */
-    unsigned state;          /* the backend's own, set by its open and constant afterwards */
+    unsigned state;          /* these two are the backend's own, set by its open and constant afterwards */
+    void *memory;            /* from shmp__os_allocate, freed with the provider */
 };
 
 struct shmp_shmem {
@@ -34,8 +35,9 @@ struct shmp_shmem {
     unsigned flags;           /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
     int fd;                   /* -1: none */
     int key;                  /* sysv: shmid */
+    void *section;            /* win32: HANDLE */
     unsigned creator;         /* shmp__process_mark() of the process in which this handle was made */
-    char name[SHMP__ID_SIZE]; /* posix: the name, "" when it was unlinked at once */
+    char name[SHMP__ID_SIZE]; /* posix, win32; "": posix unlinked it at once */
 };
 
 /* One mechanism. A function returns 0 or what shmp__fail returned; what it took before failing
@@ -50,20 +52,22 @@ struct shmp__ops {
     int (*create)(shmp_shmem *shmem, const char *name, shmp_error *reterr); /* name: may be NULL */
     int (*attach)(shmp_shmem *shmem, const char *id, shmp_error *reterr);
     int (*close)(shmp_shmem *shmem, shmp_error *reterr);
+    int (*persist)(shmp_shmem *shmem, shmp_error *reterr); /* NULL: exec of its last user ends it */
     int (*describe)(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
     int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
     int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,
                 shmp_error *reterr); /* NULL: its segments never outlive their users */
+    int (*users)(const shmp_shmem *shmem, shmp_user_visitor visit, void *context,
+                 shmp_error *reterr); /* NULL: the system does not tell */
     int (*limits)(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr); /* struct_size is the core's */
 };
 
 enum {
-    SHMP__CAN_NAME = 1,    /* create takes a name */
-    SHMP__CAN_PERSIST = 2, /* a segment is a descriptor, which can survive exec */
-    SHMP__CAN_FAVOUR = 4   /* really shares memory: "std" may choose it */
+    SHMP__CAN_NAME = 1,  /* create takes a name */
+    SHMP__CAN_FAVOUR = 2 /* really shares memory: "std" may choose it */
 };
 
-extern const shmp__ops shmp__memfd_ops, shmp__posix_ops, shmp__sysv_ops, shmp__nop_ops;
+extern const shmp__ops shmp__memfd_ops, shmp__posix_ops, shmp__sysv_ops, shmp__win32_ops, shmp__nop_ops;
 
 /* The mechanism whose ids look like that; NULL: none. */
 const shmp__ops *shmp__ops_for_id(const char *id);
@@ -75,10 +79,6 @@ int shmp__fail(shmp_error *reterr, int code, const char *call, const char *forma
  * it. What a process can do about EMFILE and the like is added here; the mechanism's own
  * remedies are the caller's. */
 int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);
-
-/* Whether `size` bytes can be reserved: the kernel would rather kill a process than refuse them.
- * `call` is the one that is about to do it. */
-int shmp__check_memory(size_t size, const char *call, shmp_error *reterr);
 
 /* For the limits of a mechanism that draws on memory: lowers `bytes` to what is free. */
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);

@@ -91,10 +91,11 @@ int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr) {
 
 int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,
                   shmp_error *reterr) {
-    char name_of_size[256];
+    char name_of_size[256], id[SHMP__ENV_ROOM], size[SHMP__ENV_ROOM];
     int result = size_name(name_of_size, sizeof name_of_size, name, reterr);
     if (result < 0) return result;
     shmp_description description;
-    result = shmp__env_parse(name, shmp__os_getenv(name), shmp__os_getenv(name_of_size), &description, reterr);
+    result =
+        shmp__env_parse(name, shmp__os_getenv(name, id), shmp__os_getenv(name_of_size, size), &description, reterr);
     return result < 0 ? result : shmp_attach(provider, &description, flags, ret_shmem, reterr);
 }

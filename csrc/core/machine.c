@@ -1,6 +1,5 @@
 /* A look at the machine: what there is, what was left over, who uses it. */
 #include "core/core.h"
-#include "os/os.h"
 
 int shmp_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
     if (!provider || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_list", "NULL argument");
@@ -16,7 +15,7 @@ int shmp_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void 
 
 int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
     if (!shmem || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_users", "NULL argument");
-    if (!(shmem->ops->can & SHMP__CAN_FAVOUR)) return visit(context, shmp__os_pid());
-    int result = shmp__os_each_user(shmem->data, visit, context);
-    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/maps: who maps %p", shmem->data) : result;
+    if (!shmem->ops->users)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
+    return shmem->ops->users(shmem, visit, context, reterr);
 }

@@ -3,7 +3,6 @@
 #include "core/platform.h"
 #include "os/os.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +20,8 @@ static const struct {
     {"memfd", WHERE(SHMP_HAVE_MEMFD, &shmp__memfd_ops)},
     {"posix", WHERE(SHMP_HAVE_POSIX, &shmp__posix_ops)},
     {"sysv", WHERE(SHMP_HAVE_SYSV, &shmp__sysv_ops)},
+    {"win32", WHERE(SHMP_HAVE_WIN32, &shmp__win32_ops)},
     {"nop", &shmp__nop_ops},
-    {"win32", NULL},
     {"ashmem", NULL},
 };
 enum { TABLE_SIZE = sizeof table / sizeof *table };
@@ -35,21 +34,16 @@ const shmp__ops *shmp__ops_for_id(const char *id) {
 
 static void release(shmp_provider *provider) {
     if (provider->mark) (void)shmp__os_unmap(provider->mark, sizeof *provider->mark);
+    free(provider->memory);
     free(provider);
 }
 
-/* Gives the provider a mark; on a system that cannot wipe it (Linux before 4.14) it goes without. */
 static int mark_process(shmp_provider *provider, shmp_error *reterr) {
-    void *page;
-    int result = shmp__os_map_private(sizeof *provider->mark, &page);
-    if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes", sizeof *provider->mark);
-    result = shmp__os_wipe_on_fork(page, sizeof *provider->mark);
-    if (result == 0) {
-        provider->mark = page;
-        return 0;
-    }
-    (void)shmp__os_unmap(page, sizeof *provider->mark);
-    return result == -EINVAL ? 0 : shmp__fail_os(reterr, result, "madvise", "MADV_WIPEONFORK");
+    void *word;
+    int result = shmp__os_map_wiped_on_fork(&word);
+    if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes that fork wipes", sizeof *provider->mark);
+    provider->mark = word;
+    return 0;
 }
 
 unsigned shmp__process_mark(shmp_provider *provider) {
@@ -112,7 +106,8 @@ static int open_named(const char *name, const char *said_by, unsigned flags, shm
 }
 
 static int open_best(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    const char *wanted = shmp__os_getenv("SHMEM_PROVIDER");
+    char room[SHMP__ENV_ROOM];
+    const char *wanted = shmp__os_getenv("SHMEM_PROVIDER", room);
     if (wanted && *wanted && strcmp(wanted, "std") != 0)
         return open_named(wanted, "SHMEM_PROVIDER", flags, ret_provider, reterr);
     shmp_error why = {.call = ""};
@@ -169,16 +164,11 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
     return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
 }
 
-int shmp__check_memory(size_t size, const char *call, shmp_error *reterr) {
-    unsigned long long available;
-    if (shmp__os_free_memory(&available) < 0 || available >= size) return 0;
-    return shmp__fail_os(reterr, ENOMEM, call, "%zu bytes, %llu are free", size, available);
-}
-
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);
-    if (result < 0) return shmp__fail_os(reterr, result, "/proc/meminfo", "\"MemAvailable\"");
+    if (result < 0)
+        return shmp__fail_os(reterr, result, shmp__os_memory_call, "\"%s\": free memory", shmp__os_memory_call);
     if (bytes < limits->bytes) limits->bytes = bytes;
     return 0;
 }

@@ -142,9 +142,7 @@ int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, sh
 
 int shmp_persist(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return shmp__fail(reterr, SHMP_EINVAL, "shmp_persist", "NULL argument");
-    if (!(shmem->ops->can & SHMP__CAN_PERSIST))
-        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_persist", "exec ends a segment of %s: open memfd or posix",
-                          shmem->ops->name);
-    int result = shmp__os_keep_on_exec(shmem->fd);
-    return result < 0 ? shmp__fail_os(reterr, result, "fcntl", "fd %d", shmem->fd) : 0;
+    if (shmem->ops->persist) return shmem->ops->persist(shmem, reterr);
+    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_persist", "exec ends a segment of %s: open memfd or posix",
+                      shmem->ops->name);
 }

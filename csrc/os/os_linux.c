@@ -1,4 +1,4 @@
-/* System calls that only Linux has: memfd, seals, /proc. */
+/* What Linux has, or has in its own way: memfd, seals, /proc, limits. */
 #include "core/platform.h"
 #if SHMP_HAVE_LINUX
 #define _GNU_SOURCE
@@ -12,9 +12,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/shm.h>
 #include <unistd.h>
+#if SHMP_HAVE_SYSV
+#include <sys/shm.h>
+#endif
+#if defined(__ANDROID__) /* its libc has these only from API 28 and 30 */
+#include <linux/memfd.h>
+#include <sys/syscall.h>
+#define getrandom(bytes, length, flags) syscall(SYS_getrandom, bytes, length, flags)
+#define memfd_create(name, flags) (int)syscall(SYS_memfd_create, name, flags)
+#else
+#include <sys/random.h>
+#endif
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U /* Linux 6.3 */
@@ -23,17 +32,15 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-int shmp__os_map_private(size_t size, void **ret_data) {
-    void *data = SYS_OR(MAP_FAILED, mmap, (NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+int shmp__os_map_wiped_on_fork(void **ret_data) {
+    enum { LENGTH = 4 };
+    void *data = SYS_OR(MAP_FAILED, mmap, (NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (data == MAP_FAILED) return -errno;
-    *ret_data = data;
-    return 0;
-}
-
-int shmp__os_wipe_on_fork(void *data, size_t size) {
     int result;
-    RETRIED(result, SYS(madvise, (data, size, MADV_WIPEONFORK)));
-    return result_of(result);
+    RETRIED(result, SYS(madvise, (data, LENGTH, MADV_WIPEONFORK)));
+    *ret_data = result == 0 ? data : NULL;
+    if (result < 0) (void)shmp__os_unmap(data, LENGTH); /* before Linux 4.14 */
+    return 0;
 }
 
 int shmp__os_random(void *ret_bytes, size_t length) {
@@ -86,6 +93,14 @@ int shmp__os_open_fd_of(long pid, int fd, int read_only) {
     return result_of(result);
 }
 
+#if SHMP_HAVE_POSIX
+const char shmp__os_shm_place[] = "/dev/shm";
+#endif
+
+#if SHMP_HAVE_SYSV
+const char shmp__os_sysctl[] = "kernel.";
+const int shmp__os_shm_attaches_removed = 1;
+
 int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
     struct shminfo allowed;
     struct shm_info used;
@@ -98,5 +113,7 @@ int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_s
     *ret_segments = allowed.shmmni > (unsigned long)used.used_ids ? allowed.shmmni - (unsigned long)used.used_ids : 0;
     return 0;
 }
+
+#endif
 
 #endif

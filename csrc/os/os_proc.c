@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 int shmp__os_passed_over(int error) {
@@ -47,9 +48,11 @@ static int each_entry(const char *path, int (*visit)(void *context, const char *
     return result;
 }
 
+#if SHMP_HAVE_POSIX
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
-    return each_entry("/dev/shm", visit, context);
+    return each_entry(shmp__os_shm_place, visit, context);
 }
+#endif
 
 typedef struct number_visit {
     int (*visit)(void *context, long number);
@@ -165,9 +168,11 @@ static int visit_available(void *context, const char *line) {
     return sscanf(line, "MemAvailable: %llu", kibibytes) == 1;
 }
 
+const char shmp__os_memory_call[] = "/proc/meminfo";
+
 int shmp__os_free_memory(unsigned long long *ret_bytes) {
     unsigned long long kibibytes;
-    int found = each_line("/proc/meminfo", visit_available, &kibibytes);
+    int found = each_line(shmp__os_memory_call, visit_available, &kibibytes);
     if (found < 0) return found;
     if (!found) return -ENOENT; /* before Linux 3.14 */
     unsigned long long bytes = kibibytes * 1024;

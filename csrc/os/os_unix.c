@@ -1,5 +1,6 @@
 /* System calls that every Unix has. */
-#if !defined(_WIN32)
+#include "core/platform.h"
+#if SHMP_HAVE_UNIX
 #define _GNU_SOURCE /* Linux: environment and flags beyond POSIX */
 #define _FILE_OFFSET_BITS 64
 
@@ -10,15 +11,17 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <sys/file.h>
-#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
+#if SHMP_HAVE_SYSV
+#include <sys/ipc.h>
+#include <sys/shm.h>
+#endif
 
 long shmp__os_pid(void) { return (long)getpid(); }
 
@@ -28,7 +31,10 @@ void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc,
 
 long long shmp__os_now(void) { return (long long)time(NULL); }
 
-const char *shmp__os_getenv(const char *name) { return getenv(name); }
+const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
+    (void)room;
+    return getenv(name);
+}
 
 void shmp__os_unsetenv(const char *name) { (void)unsetenv(name); }
 
@@ -36,12 +42,17 @@ int shmp__os_setenv(const char *name, const char *value) { return result_of(SYS(
 
 int shmp__os_keep_on_exec(int fd) { return result_of(SYS(fcntl, (fd, F_SETFD, 0))); }
 
+int shmp__os_is_unsupported(int error) {
+    /* two of them are one number on some systems */
+    return error == -EINVAL || error == -ENOSYS || error == -EOPNOTSUPP || error == -ENOTSUP;
+}
+
 int shmp__os_is_shortage(int error) { return error == -EMFILE || error == -ENFILE || error == -ENOMEM; }
 
 const char *shmp__os_remedy(int os_error) {
     switch (os_error) {
     case EMFILE: return "; this process has too many open files: close some, or raise ulimit -n";
-    case ENFILE: return "; this machine has too many open files: raise sysctl fs.file-max";
+    case ENFILE: return "; this machine has too many open files: raise the system's limit (Linux: sysctl fs.file-max)";
     case ENOMEM: return "; free memory, or raise ulimit -v, vm.max_map_count or the container's limit";
     case EFBIG: return "; larger than a file may be: see ulimit -f";
     default: return "";
@@ -72,9 +83,15 @@ int shmp__os_truncate(int fd, size_t size) {
 int shmp__os_stat(int fd, shmp__os_file *ret_file) {
     struct stat file;
     if (SYS(fstat, (fd, &file)) < 0) return -errno;
+#if defined(__APPLE__) /* its shared memory has no type and no links */
+    if (!(file.st_mode & S_IFMT)) {
+        file.st_mode |= S_IFREG;
+        file.st_nlink = 1;
+    }
+#endif
     *ret_file = (shmp__os_file){.size = (unsigned long long)file.st_size,
                                 .inode = file.st_ino,
-                                .device = file.st_dev,
+                                .device = (unsigned long long)file.st_dev,
                                 .links = file.st_nlink,
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
@@ -97,7 +114,7 @@ int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long lon
 int shmp__os_descriptor_limit(unsigned long long *ret_count) {
     struct rlimit limit;
     if (SYS(getrlimit, (RLIMIT_NOFILE, &limit)) < 0) return -errno;
-    *ret_count = limit.rlim_cur;
+    *ret_count = (unsigned long long)limit.rlim_cur;
     return 0;
 }
 
@@ -113,15 +130,26 @@ int shmp__os_lock_alone(int fd) {
     return result_of(result);
 }
 
+#if SHMP_HAVE_POSIX
+
+#if SHMP_HAVE_LINUX
+/* Somebody may have put a pipe or a link under a name: neither is waited for nor followed. */
+enum { MORE_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW };
+#else
+enum { MORE_FLAGS = 0 /* others refuse what is not POSIX, which says that it closes on exec */ };
+#endif
+
 int shmp__os_shm_open(const char *name, int create, int read_only) {
-    /* somebody may have put a pipe or a link under that name: neither is waited for nor followed */
-    int result, flags = (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;
+    int result, flags = (read_only ? O_RDONLY : O_RDWR) | MORE_FLAGS;
     if (create) flags |= O_CREAT | O_EXCL;
     RETRIED(result, SYS(shm_open, (name, flags, 0600)));
     return result_of(result);
 }
 
 int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (name))); }
+
+#endif
+#if SHMP_HAVE_SYSV
 
 int shmp__os_shmget(size_t size) { return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | 0600))); }
 
@@ -139,8 +167,9 @@ int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NU
 int shmp__os_shm_size(int id, size_t *ret_size) {
     struct shmid_ds segment;
     if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
-    *ret_size = segment.shm_segsz;
+    *ret_size = (size_t)segment.shm_segsz;
     return 0;
 }
 
+#endif
 #endif

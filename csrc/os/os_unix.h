@@ -7,6 +7,21 @@
 
 #include <errno.h> /* the backends judge some errors */
 
+/* realloc; NULL: there is none, and `memory` is as it was. */
+void *shmp__os_enlarge(void *memory, size_t size);
+
+long long shmp__os_now(void); /* seconds */
+
+/* Lets a descriptor survive exec. */
+int shmp__os_keep_on_exec(int fd);
+
+/* Calls visit for each process that maps what this one has mapped at `data`; stops when it gives
+ * non-zero, and gives that. */
+int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context);
+
+/* Whether an error says that the system has no such thing for this kind of file. */
+int shmp__os_is_unsupported(int error);
+
 /* Whether an error says that this process or machine is out of something, and so nothing of what was opened. */
 int shmp__os_is_shortage(int error);
 
@@ -30,6 +45,8 @@ int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long lon
 /* How many descriptors this process may have. */
 int shmp__os_descriptor_limit(unsigned long long *ret_count);
 
+extern const char shmp__os_shm_place[]; /* where names are, for messages: "/dev/shm" */
+
 /* Holds a shared lock for as long as this open file, its duplicates and its mappings live. */
 int shmp__os_lock_shared(int fd);
 
@@ -44,30 +61,35 @@ int shmp__os_shmat(int id, int read_only, void **ret_data);
 int shmp__os_shmdt(void *data);
 int shmp__os_shm_remove(int id);
 int shmp__os_shm_size(int id, size_t *ret_size);
+extern const char shmp__os_sysctl[]; /* what the names of the limits begin with, for messages */
+/* Others can still attach to a segment that is marked for removal. */
+extern const int shmp__os_shm_attaches_removed;
 int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments);
 
-/* Takes the memory of a mapping now, instead of at each page's first use. */
+/* Takes the memory of a mapping now, instead of at each page's first use; unsupported by most. */
 int shmp__os_populate(void *data, size_t size);
+
+/* 1: the size can never change; 0: it can; negative: no shared memory, as far as that can be told. */
+int shmp__os_size_is_sealed(int fd);
+
+/* A visitor that gives non-zero ends the visit, which then gives that: a positive number as it likes, or -errno. */
+int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
+/* Who holds a flock on the file; 0: nobody that can be seen. */
+long shmp__os_lock_owner(const shmp__os_file *file);
 
 /* Linux only. */
 int shmp__os_memfd_create(int noexec);
 int shmp__os_seal_size(int fd);
-/* 1: the size can never change; 0: it can; negative: no shared memory. */
-int shmp__os_size_is_sealed(int fd);
 /* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
 long shmp__os_proc_pid(void);
 int shmp__os_open_fd_of(long pid, int fd, int read_only);
 
-/* Linux only, os_proc.c. A visitor that gives non-zero ends the visit, which then gives that: a
- * positive number as it likes, or -errno. */
+/* Linux only, os_proc.c. */
 
 /* 0 for the error of a look at what has just gone, or is another user's; else the error. */
 int shmp__os_passed_over(int error);
-int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
 int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context);
 int shmp__os_is_our_memfd(long pid, long fd);
-/* Who holds a flock on the file; 0: nobody that can be seen. */
-long shmp__os_lock_owner(const shmp__os_file *file);
 
 #endif

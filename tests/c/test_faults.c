@@ -508,7 +508,7 @@ static const struct rule {
     {NULL, OPEN_FILE, "close", SUCCESS, NULL, {0}},
 
     /* before Linux 4.14 pids tell processes apart; closing a provider tells nothing */
-    {NULL, OPEN " available", "madvise", SURVIVED, NULL, {EINVAL}},
+    {NULL, OPEN " available", "madvise", SURVIVED, NULL, {0}},
     {NULL, OPEN " available", "munmap", SUCCESS, NULL, {0}},
 
     /* before Linux 6.3 there is no MFD_NOEXEC_SEAL */
@@ -530,6 +530,9 @@ static const struct rule {
     {POSIX, CREATE " available", "fstatvfs", SURVIVED, NULL, {0}},
     /* without /proc/meminfo the kernel decides */
     {NULL, "create_reserve create_named", "fopen getline", SURVIVED, NULL, {0}},
+    /* macOS and the BSDs cannot reserve, and tell the room of what is no file system as EINVAL */
+    {POSIX, "create_reserve create_named", "fallocate", SHMP_EUNSUPPORTED, NULL, {EOPNOTSUPP}},
+    {POSIX, "limits", "fstatvfs", SURVIVED, NULL, {ENOSYS}},
     {"sysv", "create_reserve", "madvise", SHMP_EUNSUPPORTED, NULL, {EINVAL}},
     /* IPC_RMID is tried twice */
     {"sysv", CREATE " available", "shmctl", SURVIVED, NULL, {0}},

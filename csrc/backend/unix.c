@@ -1,4 +1,6 @@
-#include "backend/descriptor.h"
+#include "core/platform.h"
+#if SHMP_HAVE_UNIX
+#include "backend/unix.h"
 
 #include <stdio.h>
 
@@ -63,3 +65,23 @@ int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (failed < 0 && result == 0) result = shmp__fail_os(reterr, failed, "close", "fd %d", shmem->fd);
     return result;
 }
+
+int shmp__fd_persist(shmp_shmem *shmem, shmp_error *reterr) {
+    int result = shmp__os_keep_on_exec(shmem->fd);
+    return result < 0 ? shmp__fail_os(reterr, result, "fcntl", "fd %d", shmem->fd) : 0;
+}
+
+int shmp__unix_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
+    int result = shmp__os_each_user(shmem->data, visit, context);
+    if (shmp__os_is_unsupported(result))
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
+    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/maps: who maps %p", shmem->data) : result;
+}
+
+int shmp__check_memory(size_t size, const char *call, shmp_error *reterr) {
+    unsigned long long available;
+    if (shmp__os_free_memory(&available) < 0 || available >= size) return 0;
+    return shmp__fail_os(reterr, ENOMEM, call, "%zu bytes, %llu are free", size, available);
+}
+
+#endif

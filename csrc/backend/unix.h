@@ -1,6 +1,6 @@
-/* What the mechanisms whose segments are file descriptors share. */
-#ifndef SHMP_DESCRIPTOR_H
-#define SHMP_DESCRIPTOR_H
+/* What the mechanisms of Unix share; fd: those whose segments are file descriptors. */
+#ifndef SHMP_UNIX_H
+#define SHMP_UNIX_H
 
 #include "core/core.h"
 #include "os/os_unix.h"
@@ -22,5 +22,13 @@ int shmp__fd_limit(unsigned long long segments, unsigned long long *ret_segments
 
 /* Unmaps and closes; the first error is returned. */
 int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr);
+
+int shmp__fd_persist(shmp_shmem *shmem, shmp_error *reterr);
+
+int shmp__unix_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr);
+
+/* Whether `size` bytes can be reserved: the kernel would rather kill a process than refuse them.
+ * `call` is the one that is about to do it. */
+int shmp__check_memory(size_t size, const char *call, shmp_error *reterr);
 
 #endif
