@@ -1,6 +1,6 @@
 /* A program under test, in C: counts the bytes of its argument in a map that its host shares.
  *
- *   cc -Icsrc/include -Icsrc examples/target.c csrc/core/*.c csrc/backend/*.c csrc/os/*.c -o target
+ *   cc examples/target.c $(python -m shmem_providers --cflags --libs) -o target
  *
  * The host is examples/read_map.py; MY_MAP and MY_MAP_SIZE in the environment come from there. */
 #include <shmem_providers.h>
@@ -15,6 +15,7 @@ int main(int count, char **arguments) {
     shmp_error error;
     shmp_provider *provider;
     shmp_shmem *map;
+    if (shmp_check_abi(&error) < 0) return fail(&error);
     if (shmp_provider_open("std", NULL, &provider, &error) < 0) return fail(&error);
     if (shmp_from_env(provider, "MY_MAP", 0, &map, &error) < 0) return fail(&error);
 

@@ -86,7 +86,8 @@ def test_examples(tmp_path: Path) -> None:
     assert commands
     compile_, host, *shown = commands[1].splitlines()
     target = str(tmp_path / "target")
-    built = run("sh", "-c", compile_.removeprefix("$ ").replace("/tmp/target", target), cwd=ROOT)
+    compile_ = compile_.removeprefix("$ ").replace("/tmp/target", target).replace(".venv/bin/python", sys.executable)
+    built = run("sh", "-c", compile_, cwd=ROOT)
     assert (built.returncode, built.stderr) == (0, "")
     arguments = host.partition("bin/python ")[2].replace("/tmp/target", target).split()
     result = run(sys.executable, "-P", *arguments, cwd=ROOT)

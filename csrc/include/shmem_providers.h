@@ -3,6 +3,7 @@
  *   #include <shmem_providers.h>
  *
  *   shmp_provider *provider;  shmp_shmem *map;  shmp_error error;
+ *   if (shmp_check_abi(&error) < 0)                             return report(&error);
  *   if (shmp_provider_open("std", NULL, &provider, &error) < 0) return report(&error);
  *   if (shmp_create(provider, 65536, 0, &map, &error) < 0)      return report(&error);
  *   shmp_to_env(map, "MY_MAP", NULL);           // a child process calls shmp_from_env
@@ -39,9 +40,10 @@
 #define SHMEM_PROVIDERS_H
 
 #include <stddef.h>
+#include <stdio.h> /* snprintf, for shmp_check_abi */
 
 #define SHMP_VERSION "0.1.0"
-/* Raised when a function or struct changes its meaning; shmp_abi_version() is the library's. */
+/* Raised when a function or struct changes its meaning; shmp_check_abi() compares it with the library's. */
 #define SHMP_ABI_VERSION 1u
 
 #ifndef SHMP_API
@@ -295,12 +297,30 @@ SHMP_API int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *
 
 /* ---- The library ------------------------------------------------------------------------- */
 
-/** SHMP_ABI_VERSION of the library in use: compare it with the header's. */
+/** SHMP_ABI_VERSION of the library in use: see shmp_check_abi(). */
 SHMP_API unsigned shmp_abi_version(void);
 /** SHMP_VERSION of the library in use. */
 SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
+
+/** Refuse a library of another ABI than that of the header a program was compiled with. For programs that link
+ *  the shared library: call it before anything else. It is compiled into the caller.
+ *  @return 0; -SHMP_EUNAVAILABLE. Since 0.1. */
+static inline int shmp_check_abi(shmp_error *reterr) {
+    unsigned library = shmp_abi_version();
+    if (library == SHMP_ABI_VERSION) return 0;
+    if (reterr) {
+        reterr->code = -SHMP_EUNAVAILABLE;
+        reterr->os_error = 0;
+        reterr->call = "shmp_check_abi";
+        snprintf(reterr->message, sizeof reterr->message,
+                 "the shmem_providers library in use has ABI %u, and this program was compiled for ABI %u: compile it "
+                 "again with the library's header, or let it find the library it was compiled for",
+                 library, SHMP_ABI_VERSION);
+    }
+    return -SHMP_EUNAVAILABLE;
+}
 
 #ifdef __cplusplus
 }

@@ -7,13 +7,15 @@
         view = memoryview(shm)              # zero-copy, as numpy.frombuffer(shm, "u1")
 
 Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_ids`, `_errors`,
-`_cursor`, `_pickling`, `__main__` and `_doctor` (the command line). `_binding` is the C extension.
+`_cursor`, `_pickling`, `__main__` and `_doctor` (the command line), `_library` (the C library's
+folders). `_binding` is the C extension.
 """
 
 from shmem_providers._binding import ffi, lib
 from shmem_providers._cursor import ShMemCursor
 from shmem_providers._errors import InvalidIdError, ProviderUnavailableError, ShMemError, SizeMismatchError
 from shmem_providers._ids import ShMemDescription, ShMemId
+from shmem_providers._library import get_cmake_dir, get_include, get_library_dir
 from shmem_providers._providers import (
     MemfdShMemProvider,
     MmapShMemProvider,
@@ -45,6 +47,9 @@ __all__ = [
     "UnixShMemProvider",
     "available_providers",
     "ffi",
+    "get_cmake_dir",
+    "get_include",
+    "get_library_dir",
     "lib",
     "open_provider",
 ]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from shmem_providers import _library
+
 
 def main() -> None:
-    """Run the command line, which needs the extra ``[cli]``."""
+    """Run the command line, which needs the extra ``[cli]`` for all but the C library's flags."""
+    if sys.argv[1:] and sys.argv[1].startswith(_library.FLAGS):
+        _library.print_flags()
+        return
     try:
         from shmem_providers._cli import app
     except ModuleNotFoundError as missing:

@@ -16,7 +16,12 @@ from shmem_providers._doctor import ProviderReport, Report, examine_machine
 from shmem_providers._machine import Segment, inspect_segment, list_segments, reap_segments
 
 console = Console(highlight=False, soft_wrap=True)
-app = typer.Typer(help="Shared memory on this machine.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Shared memory on this machine.",
+    epilog="For the C library: --cflags, --libs, --pkgconfigdir, --cmakedir.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

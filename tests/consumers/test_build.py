@@ -1,0 +1,127 @@
+"""Building from the sources: what cannot work stops at once and says what to do; an sdist has all that is needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shmem_providers import _library
+
+ROOT = Path(__file__).parent.parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Check = Callable[..., str]
+
+# A stand-in for the free-threaded Python 3.13, for which there is no cffi: it is this one, which says that it is that.
+FAKE_313T = """
+import runpy, setuptools, sys, sysconfig
+real = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: 1 if name == "Py_GIL_DISABLED" else real(name)
+sys.version_info = (3, 13, 5, "final", 0)
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def setup(run: Run, sources: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, *arguments, cwd=sources, env=os.environ | environment)
+
+
+def refuses(result: subprocess.CompletedProcess[str], sources: Path, *words: str) -> None:
+    """Its last line is the sentence, without a traceback, and nothing was compiled."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr.splitlines()[-1]
+    assert not list(sources.glob("build/temp*/**/*.o"))
+
+
+BUILD = ("setup.py", "-q", "bdist_wheel")
+
+
+@pytest.fixture
+def fresh(sources: Path, tmp_path: Path) -> Path:
+    """Give sources of which nothing was built."""
+    return Path(shutil.copytree(sources, tmp_path / "fresh", ignore=shutil.ignore_patterns("build", "dist")))
+
+
+def test_without_a_compiler(fresh: Path, run: Run) -> None:
+    result = setup(run, fresh, *BUILD, CC="/nonexistent/cc -pthread")
+    refuses(result, fresh, "/nonexistent/cc is not there", "install gcc or clang", "set CC")
+
+
+@pytest.mark.parametrize(
+    "system", ["emscripten-4.0.9-wasm32", "wasi-0.0.0-wasm32", "haiku-1-x86_64", "cygwin-3-x86_64"]
+)
+def test_on_an_unsupported_system(system: str, fresh: Path, run: Run) -> None:
+    result = setup(run, fresh, *BUILD, _PYTHON_HOST_PLATFORM=system)
+    refuses(result, fresh, f"does not support {system}", "csrc/core/platform.h")
+
+
+def test_with_a_free_threaded_313(fresh: Path, run: Run) -> None:
+    refuses(
+        setup(run, fresh, "-c", FAKE_313T, *BUILD[1:]), fresh, "free-threaded Python 3.13", "use the free-threaded 3.14"
+    )
+
+
+def test_the_core_refuses_an_unsupported_system(run: Run, tool: Callable[..., str]) -> None:
+    undefined = [f"-U{name}" for name in ("__linux__", "__APPLE__", "__FreeBSD__", "__NetBSD__", "__OpenBSD__")]
+    result = run(tool("cc", "gcc"), *undefined, "-fsyntax-only", ROOT / "csrc/core/platform.h")
+    assert result.returncode == 1
+    assert "#error" in result.stderr
+    assert "operating system" in result.stderr
+
+
+def test_cmake_refuses_an_unsupported_system(tmp_path: Path, run: Run, tool: Callable[..., str]) -> None:
+    options = ["-DCMAKE_SYSTEM_NAME=Haiku", "-DCMAKE_C_COMPILER_WORKS=1"]
+    result = run(tool("cmake"), "-S", ROOT / "csrc", "-B", tmp_path, *options)
+    assert result.returncode == 1
+    assert "shmem_providers does not support Haiku" in result.stderr
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Give the files of the wheel in a folder, and their checksums."""
+    (wheel,) = (folder / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return {entry.filename: entry.CRC for entry in archive.infolist()}
+
+
+def test_the_sdist_gives_the_same_wheel(fresh: Path, sdist: Path, tmp_path: Path, check: Check) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("shmem_providers-*")
+    for folder in (fresh, unpacked):
+        check(sys.executable, *BUILD, cwd=folder)
+    assert contents(unpacked) == contents(fresh)
+    assert "shmem_providers/lib/cmake/shmem_providers/shmem_providers-config.cmake" in contents(fresh)
+    for name in ("csrc", "src", "tests", "tools", "examples", "docs", "benchmarks"):
+        for path in (fresh / name).rglob("*.*"):
+            assert (unpacked / path.relative_to(fresh)).exists() or "egg-info" in str(path), path
+
+
+def test_without_the_library_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on iOS."""
+    monkeypatch.setattr(_library, "_PACKAGE", str(tmp_path))
+    for get in (_library.get_include, _library.get_library_dir, _library.get_cmake_dir):
+        with pytest.raises(FileNotFoundError, match=r"without its C library.*compile csrc/"):
+            get()
+    monkeypatch.setattr(sys, "argv", ["shmem_providers", "--cflags"])
+    with pytest.raises(SystemExit, match="without its C library"):
+        _library.print_flags()
+
+
+def test_the_flags_need_no_extra(check: Check) -> None:
+    code = (
+        "import sys; sys.modules.update(typer=None, rich=None, numpy=None)\n"
+        "from shmem_providers.__main__ import main; sys.argv[1:] = ['--cmakedir', '--libs', '--pkgconfigdir']; main()"
+    )
+    libs, pkgconfig, cmake = check(sys.executable, "-c", code).splitlines()
+    assert cmake == _library.get_cmake_dir()
+    assert Path(pkgconfig, "shmem_providers.pc").exists()
+    assert libs.endswith(" -lshmem_providers")
