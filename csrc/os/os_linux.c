@@ -38,6 +38,8 @@ int shmp__os_map_wiped_on_fork(void **ret_data) {
     if (data == MAP_FAILED) return -errno;
     int result;
     RETRIED(result, SYS(madvise, (data, LENGTH, MADV_WIPEONFORK)));
+    /* qemu-user takes every advice and follows none, so it is given one that no kernel knows, too */
+    if (result == 0 && madvise(data, LENGTH, -1) == 0) result = -1;
     *ret_data = result == 0 ? data : NULL;
     if (result < 0) (void)shmp__os_unmap(data, LENGTH); /* before Linux 4.14 */
     return 0;
