@@ -23,6 +23,7 @@ CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "fd_ids", "id_of_any_handle"},
     "posix": {"shares", "fileno", "persist", "reserve", "fd_ids", "named"},
     "sysv": {"shares", "reserve", "id_of_any_handle"},
+    "win32": {"shares", "persist", "reserve", "id_of_any_handle"},
     "nop": set[str](),
 }
 

@@ -23,6 +23,7 @@ from shmem_providers._providers import (
     ShMemProvider,
     StdShMemProvider,
     UnixShMemProvider,
+    Win32ShMemProvider,
     available_providers,
     open_provider,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "SizeMismatchError",
     "StdShMemProvider",
     "UnixShMemProvider",
+    "Win32ShMemProvider",
     "available_providers",
     "ffi",
     "get_cmake_dir",

@@ -114,8 +114,8 @@ def reap(
 ) -> None:
     """Remove the segments whose owners were killed.
 
-    Only posix segments can be left over, under names that the library gave them. What any process
-    holds is never removed.
+    Only posix segments can be left over, under names that the library gave them: on Windows nothing can. What any
+    process holds is never removed.
     """
     segments = reap_segments(dry_run=dry_run)
     if as_json:
@@ -140,7 +140,8 @@ def inspect(
         print(json.dumps(inspection, indent=2))
         return
     console.print(f"{inspection['provider']} segment {escape(inspection['id'])}: {inspection['size']:,} bytes")
-    console.print(f"mapped by: {', '.join(map(str, inspection['mapped_by'])) or 'nobody that can be seen'}")
+    if inspection["mapped_by"] is not None:
+        console.print(f"mapped by: {', '.join(map(str, inspection['mapped_by'])) or 'nobody that can be seen'}")
     data = bytes.fromhex(inspection["first_bytes"])
     for start in range(0, len(data), 16):
         line = data[start : start + 16]

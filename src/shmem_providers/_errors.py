@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 
 from shmem_providers._binding import lib
 
@@ -35,12 +36,20 @@ _PLAIN: dict[int, type[Exception]] = {
 }
 
 
+def _text_of(os_error: int) -> str:
+    if sys.platform == "win32":
+        from ctypes import FormatError
+
+        return FormatError(os_error).strip()
+    return os.strerror(os_error)
+
+
 def error_from(code: int, os_error: int, call: str, message: str) -> Exception:
     """Make the exception for a failure of the C core. Called by the binding.
 
     Args:
         code: ``-SHMP_E...``.
-        os_error: errno, for ``-SHMP_EOS``.
+        os_error: errno or Windows' last error, for ``-SHMP_EOS``.
         call: the function or argument at fault.
         message: its value, and the remedy.
 
@@ -50,7 +59,8 @@ def error_from(code: int, os_error: int, call: str, message: str) -> Exception:
     if -code == lib.SHMP_ENOENV:
         return KeyError(message)
     if -code == lib.SHMP_ENOTFOUND:
-        os_error = errno.ENOENT
+        os_error = errno.ENOENT  # and ERROR_FILE_NOT_FOUND
     if -code == lib.SHMP_EUNAVAILABLE:
         return ProviderUnavailableError(errno.ENOSYS, f"{call}: {message}")
-    return OSError(os_error, f"{call}: {os.strerror(os_error)}: {message}")
+    # the fourth is winerror, of which Windows makes errno and the class; elsewhere it is nothing
+    return OSError(os_error, f"{call}: {_text_of(os_error)}: {message}", None, os_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from typing import TypedDict
@@ -29,13 +30,13 @@ class Listing(TypedDict):
 
 
 class Inspection(TypedDict):
-    """One segment from close by. `first_bytes` is hexadecimal."""
+    """One segment from close by. `first_bytes` is hexadecimal; `mapped_by` is None where the system does not tell."""
 
     provider: str
     id: str
     size: int
     first_bytes: str
-    mapped_by: list[int]
+    mapped_by: list[int] | None
 
 
 OTHER_USERS = "segments and processes of other users are shown to root only"
@@ -57,10 +58,12 @@ def _providers() -> Iterator[ShMemProvider]:
 
 def list_segments() -> Listing:
     """Find the segments that any process made with this library."""
-    listing: Listing = {"segments": [], "unseen": [OTHER_USERS, "posix segments under names that a program chose"]}
+    listing: Listing = {"segments": [], "unseen": [OTHER_USERS] if hasattr(os, "geteuid") else []}
     for provider in _providers():
         try:
             listing["segments"] += _segments(provider.name, provider._list())
+            if provider.name == "posix":
+                listing["unseen"].append("posix segments under names that a program chose")
         except OSError as reason:
             listing["unseen"].append(str(reason))
     return listing
@@ -74,10 +77,15 @@ def reap_segments(*, dry_run: bool) -> list[Segment]:
 def inspect_segment(id: str, *, bytes_shown: int) -> Inspection:
     """Attach to a segment read-only and look."""
     with StdShMemProvider()._attach_whole(id) as shm:
+        mapped_by: list[int] | None
+        try:
+            mapped_by = [pid for pid in shm._users() if pid != os.getpid()]
+        except io.UnsupportedOperation:
+            mapped_by = None
         return {
             "provider": shm.provider_name,
             "id": id,
             "size": shm.size,
             "first_bytes": shm[:bytes_shown].hex(" "),
-            "mapped_by": [pid for pid in shm._users() if pid != os.getpid()],
+            "mapped_by": mapped_by,
         }

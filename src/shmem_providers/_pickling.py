@@ -67,7 +67,7 @@ def _keep(shm: ShMem, has_descriptor: bool) -> Any:
 def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     """Give what pickle wants of `ShMem.__reduce__`."""
     id, size = shm._describe()
-    has_descriptor = shm.provider_name != "sysv"
+    has_descriptor = shm.provider_name not in ("sysv", "win32")
     if has_descriptor and id.isdecimal():
         id = ""  # a bare descriptor number: in the process that reads this it is something else
     if shm.provider_name == "nop":

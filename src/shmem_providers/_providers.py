@@ -81,7 +81,7 @@ def _reopen(cls: Any, name: str, fd_ids: bool) -> ShMemProvider:
 
 
 class StdShMemProvider(ShMemProvider):
-    """The best provider that works here: on Linux memfd, then posix, then sysv.
+    """The best provider that works here: on Linux memfd, then posix, then sysv; on Windows win32.
 
     The choice is made by trying, once; ``SHMEM_PROVIDER=<name>`` in the environment overrides it.
     `name` is the chosen one's. It attaches to every provider's segments, by the shape of the id.
@@ -152,6 +152,19 @@ class UnixShMemProvider(ShMemProvider):
         return super().__new__(cls, "sysv")
 
 
+class Win32ShMemProvider(ShMemProvider):
+    """Windows' CreateFileMapping and MapViewOfFile, in the session's namespace, for this user only.
+
+    A segment lives as long as any process has it open. All of its memory is promised at creation.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls) -> Self:
+        """Raise `ProviderUnavailableError` on other systems than Windows."""
+        return super().__new__(cls, "win32")
+
+
 class NopShMemProvider(ShMemProvider):
     """Private memory, for tests and single-process use: attaching gives a fresh buffer."""
 
@@ -167,12 +180,13 @@ _CLASSES: dict[str, type[ShMemProvider]] = {
     "memfd": MemfdShMemProvider,
     "posix": MmapShMemProvider,
     "sysv": UnixShMemProvider,
+    "win32": Win32ShMemProvider,
     "nop": NopShMemProvider,
 }
 
 
 def open_provider(name: str, **options: Any) -> ShMemProvider:
-    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv`` or ``nop``.
+    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv``, ``win32`` or ``nop``.
 
     Args:
         name: the provider.
