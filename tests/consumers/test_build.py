@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +41,21 @@ def refuses(result: subprocess.CompletedProcess[str], sources: Path, *words: str
     assert not list(sources.glob("build/temp*/**/*.o"))
 
 
+# Another stand-in: what setup.py makes of a platform and Python that are not here.
+ASK = """
+import runpy, setuptools, sys, sysconfig
+real = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: FREE_THREADED if name == "Py_GIL_DISABLED" else real(name)
+sysconfig.get_platform = lambda: SYSTEM
+sys.version_info = VERSION
+def setup(*, ext_modules, options, **other):
+    (module,) = ext_modules
+    api = [name + "=" + value for name, value in module.define_macros if value]
+    print(*api, module.py_limited_api, options.get("bdist_wheel", {}).get("py_limited_api"), *module.libraries)
+setuptools.setup = setup
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
 BUILD = ("setup.py", "-q", "bdist_wheel")
 
 
@@ -56,9 +70,7 @@ def test_without_a_compiler(fresh: Path, run: Run) -> None:
     refuses(result, fresh, "/nonexistent/cc is not there", "install gcc or clang", "set CC")
 
 
-@pytest.mark.parametrize(
-    "system", ["emscripten-4.0.9-wasm32", "wasi-0.0.0-wasm32", "haiku-1-x86_64", "cygwin-3-x86_64"]
-)
+@pytest.mark.parametrize("system", ["emscripten-4.0.9-wasm32", "wasi-0.0.0-wasm32", "haiku-1-x86_64"])
 def test_on_an_unsupported_system(system: str, fresh: Path, run: Run) -> None:
     result = setup(run, fresh, *BUILD, _PYTHON_HOST_PLATFORM=system)
     refuses(result, fresh, f"does not support {system}", "csrc/core/platform.h")
@@ -68,6 +80,30 @@ def test_with_a_free_threaded_313(fresh: Path, run: Run) -> None:
     refuses(
         setup(run, fresh, "-c", FAKE_313T, *BUILD[1:]), fresh, "free-threaded Python 3.13", "use the free-threaded 3.14"
     )
+
+
+@pytest.mark.parametrize(
+    ("system", "version", "free_threaded", "expected"),
+    [
+        ("linux-x86_64", (3, 11), 0, "Py_LIMITED_API=0x030b0000 True cp311 rt"),
+        ("manylinux2014_x86_64", (3, 15), 0, "Py_LIMITED_API=0x030b0000 True cp311 rt"),
+        ("linux-x86_64", (3, 14), 1, "_CFFI_NO_LIMITED_API=1 False None rt"),
+        ("musllinux_1_2_x86_64", (3, 15), 1, "Py_LIMITED_API=0x030f0000 True cp315 rt"),
+        ("macosx-11.0-arm64", (3, 15), 1, "Py_LIMITED_API=0x030f0000 True cp315"),
+        ("freebsd-14.1-RELEASE-amd64", (3, 13), 0, "Py_LIMITED_API=0x030b0000 True cp311"),
+        ("netbsd-10.0-amd64", (3, 13), 0, "Py_LIMITED_API=0x030b0000 True cp311 rt"),
+        ("android-24-arm64_v8a", (3, 13), 0, "_CFFI_NO_LIMITED_API=1 False None"),
+        ("ios-13.0-arm64-iphoneos", (3, 14), 0, "_CFFI_NO_LIMITED_API=1 False None"),
+        ("win-amd64", (3, 11), 0, "Py_LIMITED_API=0x030b0000 False cp311 python3"),
+        ("win32", (3, 11), 0, "Py_LIMITED_API=0x030b0000 False cp311 python3"),
+    ],
+)
+def test_which_stable_abi(
+    system: str, version: tuple[int, int], free_threaded: int, expected: str, fresh: Path, check: Check
+) -> None:
+    values = {"SYSTEM": system, "VERSION": (*version, 0, "final", 0), "FREE_THREADED": free_threaded}
+    code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + ASK
+    assert check(sys.executable, "-c", code, cwd=fresh).strip() == expected
 
 
 def test_the_core_refuses_an_unsupported_system(run: Run, tool: Callable[..., str]) -> None:
@@ -93,8 +129,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 def test_the_sdist_gives_the_same_wheel(fresh: Path, sdist: Path, tmp_path: Path, check: Check) -> None:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    check("tar", "xf", sdist, "-C", tmp_path)
     (unpacked,) = tmp_path.glob("shmem_providers-*")
     for folder in (fresh, unpacked):
         check(sys.executable, *BUILD, cwd=folder)

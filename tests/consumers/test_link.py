@@ -297,6 +297,7 @@ def test_cmake_install(
 def test_a_static_program_with_musl(tmp_path: Path, check: Check, works: Works, tool: Tool) -> None:
     cmake = tool("cmake")
     compiler = tool("musl-gcc", "musl-tools")
+    # musl-gcc leaves out the kernel's headers, which are among those of the other libc
     kernel = "-idirafter /usr/include -idirafter /usr/include/" + platform.machine() + "-linux-gnu"
     options = [f"-DCMAKE_C_COMPILER={compiler}", f"-DCMAKE_C_FLAGS={kernel}", "-DBUILD_SHARED_LIBS=OFF"]
     check(cmake, "-S", ROOT / "csrc", "-B", tmp_path, *options)
