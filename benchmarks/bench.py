@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ import shmem_providers
 
 ROOT = Path(__file__).resolve().parent.parent
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include")
-MECHANISMS = ("memfd", "posix", "sysv")
+MECHANISMS = [name for name in shmem_providers.available_providers() if name != "nop"]
 BARE, AGAIN, CAREFUL, CORE, PYTHON, WITH, STDLIB = (
     "bare", "bare again", "careful", "core", "python", "python, with", "multiprocessing",
 )  # fmt: skip
@@ -86,13 +87,19 @@ class Target:
 
 
 TARGETS = (
-    Target("create", PYTHON, BARE, 1.25),
+    Target("create", PYTHON, BARE, 1.25, mechanism="memfd"),
+    Target("create", PYTHON, BARE, 1.25, mechanism="posix"),
+    Target("create", PYTHON, BARE, 1.25, mechanism="sysv"),
+    Target("create", PYTHON, BARE, 1.3, mechanism="win32"),
     Target("create", PYTHON, CAREFUL, None, 1.12),
     Target("create", PYTHON, STDLIB, 1 / 2.5, mechanism="memfd"),
     Target("create", PYTHON, STDLIB, 1 / 2.0, mechanism="sysv"),
     Target("create", PYTHON, STDLIB, 1 / 1.3, mechanism="posix"),
+    Target("create", PYTHON, STDLIB, 1.0, mechanism="win32"),
     Target("create", CORE, CAREFUL, 1.05),
     Target("attach", PYTHON, BARE, 1.5, 1.3),
+    Target("attach", PYTHON, BARE, 1.3, mechanism="win32"),
+    Target("attach", PYTHON, STDLIB, 1.0, mechanism="win32"),
     Target("attach", CORE, CAREFUL, 1.05),
     Target("touch", PYTHON, BARE, 1.0),
     Target("touch", CORE, BARE, 1.0),
@@ -112,14 +119,20 @@ class Row:
     remarks: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def compiled_calls() -> Iterator[ctypes.CDLL]:
-    sources = [Path(__file__).with_name("calls.c")]
+def compile_calls(library: Path) -> None:
+    here = Path(__file__).parent
+    sources = [here / "calls.c", here / f"calls_{sys.platform}.c"]
     sources += [file for folder in ("core", "backend", "os") for file in sorted((ROOT / "csrc" / folder).glob("*.c"))]
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "calls.so")
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        subprocess.run([*compiler, *CFLAGS, *map(str, sources), "-o", str(library)], check=True)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, *CFLAGS, *map(str, sources), "-o", str(library)], check=True)
+
+
+@contextmanager
+def loaded_calls(compiled: Path | None) -> Iterator[ctypes.CDLL]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
+        library = compiled or Path(folder, "calls.so")
+        if not compiled:
+            compile_calls(library)
         calls = ctypes.CDLL(str(library), use_errno=True)
         calls.set_up.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
         calls.tear_down.argtypes = (ctypes.c_char_p,)
@@ -132,8 +145,7 @@ def compiled_calls() -> Iterator[ctypes.CDLL]:
 
 def checked(result: int, what: str) -> int:
     if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{what}: {os.strerror(error)}")
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 
@@ -251,16 +263,14 @@ def import_rows(rounds: int) -> Iterator[Row]:
 
 
 def why_not(job: str, mechanism: str) -> str:
-    space = os.statvfs("/dev/shm")
-    if mechanism not in shmem_providers.available_providers():
-        return "does not work here: see shmem-providers doctor"
-    if job == "touch" and space.f_bavail * space.f_frsize < 4 * JOBS[job].size:
+    room = Path("/dev/shm")
+    if job == "touch" and room.exists() and shutil.disk_usage(room).free < 4 * JOBS[job].size:
         return "/dev/shm is too small: multiprocessing and the bare calls would die of SIGBUS"
     return ""
 
 
-def all_rows(jobs: list[str], quick: bool) -> Iterator[Row]:
-    with compiled_calls() as calls:
+def all_rows(jobs: list[str], quick: bool, compiled: Path | None) -> Iterator[Row]:
+    with loaded_calls(compiled) as calls:
         for job, mechanism in itertools.product(filter(jobs.__contains__, JOBS), MECHANISMS):
             if reason := why_not(job, mechanism):
                 print(f"{job}, {mechanism}: skipped: {reason}", file=sys.stderr)
@@ -301,8 +311,10 @@ def main() -> int:
     parser.add_argument("--gate", action="store_true", help="exit with 1 if a target is missed by more than the noise")
     parser.add_argument("--only", choices=[*JOBS, "import"], help="one job instead of all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--calls", type=Path, metavar="DLL", help="the C half, compiled elsewhere: calls*.c and csrc/")
     arguments = parser.parse_args()
-    rows = list(all_rows([arguments.only] if arguments.only else [*JOBS, "import"], arguments.quick))
+    jobs = [arguments.only] if arguments.only else [*JOBS, "import"]
+    rows = list(all_rows(jobs, arguments.quick, arguments.calls))
     show(rows)
     if arguments.json:
         about = {"version": shmem_providers.__version__, "python": sys.version, "system": platform.platform()}
