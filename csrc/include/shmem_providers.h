@@ -120,7 +120,7 @@ typedef struct shmp_provider_options {
 } shmp_provider_options;
 
 /** Open a provider by name.
- *  @param name  "memfd", "posix", "sysv", "nop" (private memory), or "std": the best one that
+ *  @param name  "memfd", "posix", "sysv", "win32", "nop" (private memory), or "std": the best one that
  *               works here, found by trying each; the environment's SHMEM_PROVIDER=<name>
  *               overrides the choice. A "std" provider attaches to every provider's ids.
  *  @param options  NULL for the defaults.
@@ -155,7 +155,7 @@ typedef struct shmp_limits {
 SHMP_API int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr);
 
 /** Tell a provider that this process is about to fork, and afterwards that it did, in the parent
- *  (is_child 0) and in the child (1). memfd, posix, sysv and nop need neither. */
+ *  (is_child 0) and in the child (1). None of today's need either. */
 SHMP_API int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr);
 SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *reterr);
 
@@ -163,7 +163,7 @@ SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 
 #define SHMP_READ_ONLY 0x1 /* attach: map it read-only (a guard against mistakes, not enemies) */
 #define SHMP_RESERVE 0x2   /* create: take all memory now, as dear as touching every page */
-#define SHMP_INHERIT 0x4   /* create, attach: the file descriptor survives exec */
+#define SHMP_INHERIT 0x4   /* create, attach: as shmp_persist() */
 #define SHMP_WHOLE 0x8     /* attach: map all that the segment has; the description's size is not looked at */
 #define SHMP_OWNER 0x100   /* shmp_flags() only: this handle created it, in this process */
 
@@ -178,10 +178,12 @@ typedef struct shmp_description {
  *  @param flags  SHMP_RESERVE, SHMP_INHERIT.
  *  Owns: the caller; release with shmp_close(), which destroys the segment for good when the
  *  last process that attached to it has let go.
- *  Full memory: memfd and sysv draw on memory, posix on its file system (/dev/shm), whose free
- *  space is checked here. Only SHMP_RESERVE promises that touching it never raises SIGBUS.
- *  Leftovers: after SIGKILL of the owner, memfd and (on Linux) sysv segments are gone with their
- *  last user; a posix name stays until a posix provider is next opened, or shmp_reap() is called.
+ *  Full memory: win32 takes all of it here. memfd and sysv draw on memory, posix on its file system
+ *  (/dev/shm), whose free space is checked here. Only SHMP_RESERVE, which macOS and the BSDs lack,
+ *  promises that touching it never raises SIGBUS.
+ *  Leftovers: after SIGKILL of the owner, memfd, win32 and (on Linux) sysv segments are gone with their
+ *  last user; a posix name stays until a posix provider is next opened, or shmp_reap() is called. On
+ *  macOS and the BSDs, where names cannot be listed, both stay until they are removed by hand.
  *  @return 0; -SHMP_EINVAL size 0, unknown flag; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED the
  *          mechanism lacks a flag; -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem,
@@ -200,6 +202,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
  *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT, SHMP_WHOLE.
  *  Owns: the caller, who gets a mapping and (memfd, posix) a descriptor of its own; release with
  *  shmp_close(). Attaching with nop gives fresh private memory.
+ *  Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
  *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
  *  @return 0; -SHMP_EID garbage, or no shared memory; -SHMP_ESIZE it is smaller;
@@ -223,7 +226,7 @@ SHMP_API int shmp_close(shmp_shmem *shmem, shmp_error *reterr);
 SHMP_API void *shmp_data(const shmp_shmem *shmem);
 /** Bytes, exactly as asked for. */
 SHMP_API size_t shmp_size(const shmp_shmem *shmem);
-/** The descriptor, owned by the handle, or -1 where the mechanism has none (sysv, nop). */
+/** The descriptor, owned by the handle, or -1 where the mechanism has none (sysv, win32, nop). */
 SHMP_API int shmp_fileno(const shmp_shmem *shmem);
 /** SHMP_READ_ONLY, SHMP_OWNER. */
 SHMP_API unsigned shmp_flags(const shmp_shmem *shmem);
@@ -235,7 +238,8 @@ SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
  *  @return 0; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
 
-/** Let the descriptor survive exec(), so that the program which replaces this one can attach.
+/** Let the descriptor survive exec(), so that the program which replaces this one can attach. win32: let child
+ *  processes that inherit handles have this one, which keeps the segment alive.
  *  @return 0; -SHMP_EUNSUPPORTED where exec ends the segment (sysv, nop); -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
 
@@ -273,7 +277,7 @@ typedef int (*shmp_visitor)(void *context, const shmp_listed *segment);
 /** Visit the segments that a provider's mechanism holds on this machine. Other users' are visible
  *  to root only.
  *  @return 0; what the visitor returned; -SHMP_EUNSUPPORTED sysv, whose segments cannot be told
- *          from other programs'; -SHMP_EINVAL; -SHMP_EOS. Since 0.1. */
+ *          from other programs', and systems that do not list them; -SHMP_EINVAL; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
 
 #define SHMP_DRY_RUN 0x1 /* reap: visit what would be removed, and remove nothing */
@@ -283,8 +287,8 @@ SHMP_API int shmp_list(shmp_provider *provider, shmp_visitor visit, void *contex
  *  removed, nor are names a caller chose. A name without a size, of a process killed between two
  *  calls, is a leftover after a minute.
  *  @param visit  called for each one; may be NULL.
- *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EOS, such as a file system without
- *          flock. Since 0.1. */
+ *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EUNSUPPORTED as shmp_list(); -SHMP_EOS,
+ *          such as a file system without flock. Since 0.1. */
 SHMP_API int shmp_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr);
 
 /** Called for each process. Returns 0, or a positive number that ends the visit. */
@@ -292,7 +296,8 @@ typedef int (*shmp_user_visitor)(void *context, long pid);
 
 /** Visit the processes that have a segment mapped, this one included. Other users' are visible to
  *  root only.
- *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EUNSUPPORTED; -SHMP_EOS. Since 0.1. */
+ *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EUNSUPPORTED on Windows, macOS and the
+ *          BSDs; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr);
 
 /* ---- The library ------------------------------------------------------------------------- */

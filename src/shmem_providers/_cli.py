@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shmem_providers import __version__
+from shmem_providers import __version__, available_providers
 from shmem_providers._doctor import ProviderReport, Report, examine_machine
 from shmem_providers._machine import Segment, inspect_segment, list_segments, reap_segments
 
@@ -117,11 +117,17 @@ def reap(
     Only posix segments can be left over, under names that the library gave them: on Windows nothing can. What any
     process holds is never removed.
     """
-    segments = reap_segments(dry_run=dry_run)
+    try:
+        segments = reap_segments(dry_run=dry_run)
+    except OSError as problem:
+        console.print(f"[red]{escape(str(problem))}[/red]")
+        raise typer.Exit(1) from problem
     if as_json:
         print(json.dumps(segments, indent=2))
-    else:
+    elif "posix" in available_providers():
         _show_segments(segments, "Nothing was left over.")
+    else:
+        console.print("Nothing can be left over here: each segment goes with its last user.")
 
 
 @app.command()
