@@ -4,6 +4,7 @@
 #   run.sh [gcc|clang] [plain|asan|tsan|valgrind]     the compiler is $CC, or cc, when none is given
 #
 # $CFLAGS is added at the end. Nothing is left behind: the build is in a temporary directory.
+# shellcheck disable=SC2086 # variables hold several words, or none: sh has no arrays
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
