@@ -18,6 +18,8 @@ from held import held, ownerless_names
 from shmem_providers import ShMemProvider, available_providers, open_provider
 from shmem_providers._providers import probe_providers
 
+TESTS = os.path.dirname(__file__)
+
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
@@ -33,6 +35,7 @@ PLATFORM = {
     "linux": (sys.platform == "linux", "it looks into /proc, /dev/shm or ELF files"),
     "users": (hasattr(os, "setuid"), "no process can become another user here: test_windows.py reads who may open"),
     "limits": (find_spec("resource") is not None, "there are no limits of descriptors here"),
+    "unix": (os.name == "posix", "it is for Unix, its shell and its compilers"),
     "signals": (sys.platform != "win32", "no signal asks a process to end here: an ended one was killed"),
     "windows": (sys.platform == "win32", "it looks at Windows"),
 }
@@ -122,7 +125,7 @@ def run_python() -> Callable[..., str]:
     ) -> str:
         result = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, *map(str, args)],
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONPATH": TESTS, **(env or {})},  # for held.py
             pass_fds=tuple(pass_fds),
             capture_output=True,
             text=True,

@@ -12,6 +12,7 @@ if sys.platform == "win32":
     _kernel32, _ntdll = ctypes.WinDLL("kernel32"), ctypes.WinDLL("ntdll")
     _THIS_PROCESS = wintypes.HANDLE(-1)
     _MEM_MAPPED = 0x40000
+    _SNAPSHOT_OF_THREADS = 4
     _EXTENDED_HANDLE_INFORMATION, _TOO_SHORT = 64, 0xC0000004
 
     class _Region(ctypes.Structure):
@@ -75,6 +76,19 @@ if sys.platform == "win32":
         """Give none: a section's name ends with its last handle."""
         return set()
 
+    def threads() -> int:
+        """Give the number of threads, those that Python does not know included."""
+        snapshot = _kernel32.CreateToolhelp32Snapshot
+        snapshot.restype = wintypes.HANDLE
+        listing = wintypes.HANDLE(snapshot(_SNAPSHOT_OF_THREADS, 0))
+        entry = (wintypes.DWORD * 7)(28)
+        count, found = 0, _kernel32.Thread32First(listing, entry)
+        while found:
+            count += entry[3] == os.getpid()
+            found = _kernel32.Thread32Next(listing, entry)
+        _kernel32.CloseHandle(listing)
+        return count
+
     def memory() -> int:
         """Give the bytes of private memory."""
         counters = _Memory(ctypes.sizeof(_Memory))
@@ -121,6 +135,10 @@ else:
             if fields[1] == "FLOCK" and int(fields[4]) != os.getpid()
         }
         return {name for name, inode in names.items() if inode not in held}
+
+    def threads() -> int:
+        """Give the number of threads, those that Python does not know included."""
+        return len(os.listdir("/proc/self/task"))
 
     def memory() -> int:
         """Give the bytes of this process's memory that are in RAM."""
