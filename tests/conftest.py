@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import gc
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import pytest
+from held import held, ownerless_names
 
 from shmem_providers import ShMemProvider, available_providers, open_provider
+from shmem_providers._providers import probe_providers
+
+TESTS = os.path.dirname(__file__)
 
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
-    "memfd": {"shares", "fileno", "persist", "reserve", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "fd_ids", "named"},
-    "sysv": {"shares", "reserve", "id_of_any_handle"},
-    "win32": {"shares", "persist", "reserve", "id_of_any_handle"},
+    "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
+    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named"},
+    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle"},
+    "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "nop": set[str](),
 }
 
+# What else @pytest.mark.needs(...) may name: whether this platform has it, and what it is that another lacks.
+PLATFORM = {
+    "fork": (hasattr(os, "fork"), "there is no fork here"),
+    "linux": (sys.platform == "linux", "it looks into /proc, /dev/shm or ELF files"),
+    "users": (hasattr(os, "setuid"), "no process can become another user here: test_windows.py reads who may open"),
+    "limits": (find_spec("resource") is not None, "there are no limits of descriptors here"),
+    "unix": (os.name == "posix", "it is for Unix, its shell and its compilers"),
+    "signals": (sys.platform != "win32", "no signal asks a process to end here: an ended one was killed"),
+    "windows": (sys.platform == "win32", "it looks at Windows"),
+}
+for _name in CAPABILITIES:
+    PLATFORM[_name] = (_name in dict(probe_providers()), f"{_name} is a mechanism of other systems")
+
 AVAILABLE = available_providers()
 SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs(what, ...): skip where the platform lacks the provider, or what PLATFORM has"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for what in marker.args:
+            is_here, reason = PLATFORM[what]
+            if not is_here:
+                pytest.skip(reason)
 
 
 def pytest_collection_finish() -> None:
@@ -95,7 +125,7 @@ def run_python() -> Callable[..., str]:
     ) -> str:
         result = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, *map(str, args)],
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONPATH": TESTS, **(env or {})},  # for held.py
             pass_fds=tuple(pass_fds),
             capture_output=True,
             text=True,
@@ -137,6 +167,7 @@ class Peer:
         command = [sys.executable, "-W", "error", "-c", _PEER]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.is_killed = False
 
     def _ask(self, source: str, values: dict[str, object]) -> tuple[str, Any]:
         assert self.process.stdin
@@ -159,11 +190,12 @@ class Peer:
         return raised, value
 
     def kill(self) -> None:
+        self.is_killed = True
         self.process.kill()
         self.process.communicate()
 
     def end(self) -> None:
-        if self.process.poll() == -signal.SIGKILL:
+        if self.is_killed:
             return
         errors = self.process.communicate(timeout=60)[1]
         assert errors == ""
@@ -188,6 +220,7 @@ def start_peer(request: pytest.FixtureRequest) -> Iterator[Callable[[], Peer]]:
     finally:
         for peer in peers:
             peer.kill()
+            del peer.process  # which has a handle on Windows
 
 
 @pytest.fixture
@@ -196,48 +229,15 @@ def peer(start_peer: Callable[[], Peer]) -> Peer:
     return start_peer()
 
 
-def _descriptors() -> Iterator[str]:
-    """Give the open descriptors, but for the sockets of multiprocessing's threads and this look itself."""
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            target = os.readlink(f"/proc/self/fd/{number}")
-            if not target.startswith("socket:"):
-                yield f"descriptor {number} of {target}"
-
-
-def _shared_mappings() -> list[str]:
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    return sorted(line for line in maps if line.split()[1].endswith("s"))
-
-
-def _sysv_segments() -> list[str]:
-    """Give the ids of the System V segments that this process has created and that exist."""
-    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
-    return sorted(fields[1] for fields in map(str.split, lines) if int(fields[4]) == os.getpid())
-
-
-def _ownerless_names() -> set[str]:
-    """Give our names in /dev/shm that no process holds: the live ones may be any other process's."""
-    names = {}
-    for path in Path("/dev/shm").glob("shmp_*"):
-        with contextlib.suppress(FileNotFoundError):
-            names[path.name] = path.stat().st_ino
-    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    held = {
-        int(fields[5].rpartition(":")[2]) for fields in locks if fields[1] == "FLOCK" and int(fields[4]) != os.getpid()
-    }
-    return {name for name, inode in names.items() if inode not in held}
-
-
 @pytest.fixture
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Check that a test that passed has left no descriptor, mapping, name or segment."""
+    """Check that a test that passed has left no descriptor, handle, mapping, name or segment."""
 
     def state() -> set[str]:
         gc.collect()
-        return {*_descriptors(), *_shared_mappings(), *_sysv_segments()}
+        return held()
 
-    failures, before, names = request.session.testsfailed, state(), _ownerless_names()
+    failures, before, names = request.session.testsfailed, state(), ownerless_names()
     yield
     if request.session.testsfailed > failures:
         return  # its traceback keeps its segments alive
@@ -245,6 +245,6 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     while state() - before and time.monotonic() < deadline:
         time.sleep(0.01)  # multiprocessing closes what it has sent in a thread
     assert state() - before == set()
-    while _ownerless_names() - names and time.monotonic() < deadline:
+    while ownerless_names() - names and time.monotonic() < deadline:
         time.sleep(0.01)  # another process's that is about to lock it
-    assert _ownerless_names() <= names
+    assert ownerless_names() <= names

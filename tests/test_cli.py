@@ -49,6 +49,7 @@ def test_doctor_shows_a_table_of_80_columns() -> None:
         assert any(re.match(rf" {name} +(shared|private) ", line) for line in lines)
 
 
+@pytest.mark.needs("linux")
 @pytest.mark.parametrize(
     ("where", "status", "says"),
     [
@@ -80,6 +81,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert result.stderr == "shmem-providers: needs typer: pip install 'shmem_providers[cli]'\n"
 
 
+@pytest.mark.needs("unix")
 def test_examples(tmp_path: Path) -> None:
     """The commands of README.md."""
     commands = re.search(r"```console\n(\$ cc .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -94,6 +96,7 @@ def test_examples(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", shown)
 
 
+@pytest.mark.usefixtures("numpy")
 def test_the_readme_example(tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert code

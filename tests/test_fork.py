@@ -16,6 +16,7 @@ import pytest
 from shmem_providers import ShMemProvider
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
+FORK = pytest.mark.needs("fork")
 
 SECONDS = float(os.environ.get("SHMP_STORM_SECONDS", "0.3"))
 
@@ -132,6 +133,7 @@ assert len(os.listdir("/proc/self/fd")) == fds
 """
 
 
+@FORK
 def test_children_and_parent_let_go_in_every_order(sharing: ShMemProvider, run_python: Any) -> None:
     run_python(COMMON + ORDERS, sharing.name)
 
@@ -210,12 +212,13 @@ os._exit(1 if failures else 0)
 """
 
 
+@FORK
 def test_threads_fork_while_others_create_and_close(provider: ShMemProvider, run_python: Any) -> None:
     run_python(COMMON + THREADS, provider.name, SECONDS)
 
 
 MULTIPROCESSING = r"""
-import faulthandler, multiprocessing, os, signal, sys
+import faulthandler, multiprocessing, os, sys
 from shmem_providers import *
 
 LIMIT = 20
@@ -225,7 +228,7 @@ def be_child(shm, end):
     assert not shm.is_owner and shm[1] == 7
     shm[2] += 1
     if end == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), 9)
     if end != "leave":
         shm.close()
     if end == "exit":
@@ -244,7 +247,7 @@ def main(method, name):
     provider = open_provider(name)
     inherited = provider.new_shmem(4096)
     inherited[1] = 7
-    ends = {"close": 0, "exit": 3, "_exit": 3, "kill": -signal.SIGKILL}
+    ends = {"close": 0, "exit": 3, "_exit": 3, "kill": 9 if sys.platform == "win32" else -9}
     if method == "fork":
         ends["leave"] = 0
     processes = [
@@ -275,13 +278,12 @@ def main(method, name):
 
 
 if __name__ == "__main__":
-    faulthandler.register(signal.SIGALRM, chain=True)
-    signal.alarm(50)
+    faulthandler.dump_traceback_later(50, exit=True)
     main(*sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["spawn", *(pytest.param(name, marks=FORK) for name in ("fork", "forkserver"))])
 def test_multiprocessing_children_end_in_every_way(sharing: ShMemProvider, method: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(MULTIPROCESSING)

@@ -86,10 +86,12 @@ run() {
 }
 
 install() {
-    local tag=$1 wheel=$2 python=${PYTHON:-$root/.venv/bin/python} site=$cache/$1/lib/site-packages
+    local tag=$1 wheel=$2 python=${PYTHON:-$root/.venv/bin/python} site=$cache/$1/lib/site-packages numpy=()
+    [ "$tag" != 311 ] || numpy=('numpy<2') # NumPy 2, the first for the others, wants crealf(), which Wine 8 has not
+    # typer 0.29 wants pydantic, whose module wants bcryptprimitives.dll, which Wine 8 has not either
     # markers such as sys_platform are judged for the machine that pip runs on: colorama is pytest's and rich's there
     "$python" -m pip install -q --platform win_amd64 --python-version "${tag:0:1}.${tag:1}" --implementation cp \
-        --only-binary=:all: --no-compile --upgrade --target "$site" 'cffi>=2.1' colorama numpy pytest rich typer
+        --only-binary=:all: --no-compile --upgrade --target "$site" 'cffi>=2.1' colorama "${numpy[@]}" pytest rich 'typer<0.29'
     "$python" -m pip install -q --platform win_amd64 --python-version "${tag:0:1}.${tag:1}" --implementation cp \
         --only-binary=:all: --no-compile --no-deps --upgrade --target "$site" "$wheel"
 }

@@ -1,5 +1,8 @@
 """Processes to kill, and machines of their own for tests that fill, count or break what all processes share.
 
+All that is Linux. On Windows there are no namespaces to have a machine of one's own in, no limits to lower, no users to
+become, and nothing that is left over: what is promised there is in test_cycles.py and in ../test_windows.py.
+
 SHMP_LONG=1 in the environment runs the long forms.
 """
 
@@ -8,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import gc
 import os
-import re
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
@@ -20,13 +24,26 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
+from held import held as held_here
+from held import held_by_anybody
 
 T = TypeVar("T", int, float)
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x8000000, 0x10000000, 0x20000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+class NotOfThisSystem(pytest.Module):
+    """A file of tests that is skipped as a whole: to import it would fail."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip("it lowers limits, mounts, becomes other users or counts leftovers: Windows has none of it")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if sys.platform != "win32" or module_path.name == "test_cycles.py":
+        return None
+    return NotOfThisSystem.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")
@@ -113,18 +130,13 @@ def fork() -> type[Child]:
     return Child
 
 
-def _held() -> dict[str, Any]:
+def _held() -> set[str]:
     gc.collect()
-    return {
-        "descriptors": os.listdir("/proc/self/fd"),
-        "shared mappings": len(re.findall("^[^ ]+ ...s ", Path("/proc/self/maps").read_text(), re.M)),
-        "names": sorted(os.listdir("/dev/shm")),
-        "System V segments": Path("/proc/sysvipc/shm").read_text().count("\n"),
-    }
+    return held_here() | held_by_anybody()
 
 
 @pytest.fixture(scope="session")
-def held() -> Callable[[], dict[str, Any]]:
+def held() -> Callable[[], set[str]]:
     """Give a function that tells what can leak: to be called on a machine of one's own."""
     return _held
 
@@ -134,8 +146,13 @@ def _call(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _unshare(flags: int) -> None:
-    _call(_libc.unshare(flags))
+    _call(_libc().unshare(flags))
 
 
 @pytest.fixture(scope="session")
@@ -145,11 +162,11 @@ def unshare_pids() -> Callable[[], None]:
 
 
 def _mount(kind: str, path: str, options: str = "") -> None:
-    _call(_libc.mount(kind.encode(), path.encode(), kind.encode(), 0, options.encode()))
+    _call(_libc().mount(kind.encode(), path.encode(), kind.encode(), 0, options.encode()))
 
 
 def _boot(shm: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    _call(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    _call(_libc().mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
     _mount("proc", "/proc")
     _mount("tmpfs", "/dev/shm", shm)
     return function(*args)
@@ -176,8 +193,15 @@ def _isolated(function: Callable[..., Any], *args: Any, shm: str = "mode=1777,si
         machine.kill()
 
 
+def _not_isolated(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call it where it is: on Windows all that a process has is its own."""
+    return function(*args)
+
+
 @pytest.fixture(scope="session")
 def _why_not_isolated() -> str:
+    if sys.platform == "win32":
+        return ""
     try:
         _isolated(bool)
     except ChildError as problem:
@@ -194,4 +218,4 @@ def isolated(_why_not_isolated: str, missing: Callable[[str], NoReturn]) -> Call
     """
     if _why_not_isolated:
         missing(f"needs root, or user namespaces (unshare -r): {_why_not_isolated}")
-    return _isolated
+    return _not_isolated if sys.platform == "win32" else _isolated

@@ -27,7 +27,7 @@ MIB = 1 << 20
 PROVIDERS = [name for name in available_providers() if name != "nop"]
 
 Fork = Callable[..., Any]
-Held = Callable[[], dict[str, Any]]
+Held = Callable[[], set[str]]
 Isolated = Callable[..., Any]
 Missing = Callable[[str], NoReturn]
 
