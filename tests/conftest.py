@@ -28,6 +28,11 @@ CAPABILITIES = {
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "nop": set[str](),
 }
+if sys.platform not in ("linux", "win32"):
+    for _name in ("posix", "sysv"):
+        CAPABILITIES[_name] -= {"reserve", "id_of_any_handle"}
+if sys.platform == "darwin":
+    CAPABILITIES["posix"] -= {"exact_size"}
 
 # What else @pytest.mark.needs(...) may name: whether this platform has it, and what it is that another lacks.
 PLATFORM = {

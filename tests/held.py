@@ -100,7 +100,7 @@ if sys.platform == "win32":
         private: int = counters.counts[6]
         return private
 
-else:
+elif sys.platform == "linux":
     import contextlib
     from collections.abc import Iterator
     from pathlib import Path
@@ -151,3 +151,27 @@ else:
     def memory() -> int:
         """Give the bytes of this process's memory that are in RAM."""
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+else:
+    import resource
+    import threading
+
+    def held() -> set[str]:
+        """Give this process's descriptors: macOS and the BSDs do not tell of mappings and names."""
+        return {f"descriptor {number}" for number in os.listdir("/dev/fd")}
+
+    def ownerless_names() -> set[str]:
+        """Give none: they cannot be listed."""
+        return set()
+
+    def held_by_anybody() -> set[str]:
+        """Give none: see above."""
+        return set()
+
+    def threads() -> int:
+        """Give the number of threads that Python knows."""
+        return threading.active_count()
+
+    def memory() -> int:
+        """Give the most bytes that this process ever had in RAM."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
