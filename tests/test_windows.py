@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +234,8 @@ def test_a_section_of_somebody_elses_making(win32: ShMemProvider, peer: Any) -> 
 
 
 def test_a_section_of_multiprocessing_shared_memory(win32: ShMemProvider) -> None:
+    from multiprocessing import shared_memory
+
     theirs = shared_memory.SharedMemory(create=True, size=5000)
     assert theirs.buf
     theirs.buf[:5] = b"hello"
