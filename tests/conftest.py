@@ -42,7 +42,6 @@ PLATFORM = {
     "limits": (find_spec("resource") is not None, "there are no limits of descriptors here"),
     "unix": (os.name == "posix", "it is for Unix, its shell and its compilers"),
     "signals": (sys.platform != "win32", "no signal asks a process to end here: an ended one was killed"),
-    "windows": (sys.platform == "win32", "it looks at Windows"),
 }
 for _name in CAPABILITIES:
     PLATFORM[_name] = (_name in dict(probe_providers()), f"{_name} is a mechanism of other systems")

@@ -45,6 +45,7 @@ def test_doctor_shows_a_table_of_80_columns() -> None:
     assert result.returncode == 0
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    assert "…" not in result.stdout  # nothing is cut
     for name in available_providers():
         assert any(re.match(rf" {name} +(shared|private) ", line) for line in lines)
 

@@ -34,6 +34,12 @@ def _bytes(count: int) -> str:
     return f"{count:,} TiB"
 
 
+def _count(number: int) -> str:
+    if number < 10**6:
+        return f"{number:,}"
+    return f"{number // 10**6} M" if number < 2**40 else "-"
+
+
 def _row(report: ProviderReport) -> list[str]:
     if not report["works"]:
         return [report["name"], "[red]no[/red]", "", "", "", "", ""]
@@ -45,7 +51,7 @@ def _row(report: ProviderReport) -> list[str]:
         f"{report['create_us']:.1f}",
         f"{report['attach_us']:.1f}",
         _bytes(report["largest_bytes"]),
-        f"{report['segments']:,}" if report["segments"] < 2**40 else "-",
+        _count(report["segments"]),
     ]
 
 

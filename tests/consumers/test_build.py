@@ -65,23 +65,27 @@ def fresh(sources: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sources, tmp_path / "fresh", ignore=shutil.ignore_patterns("build", "dist")))
 
 
+@pytest.mark.needs("unix")
 def test_without_a_compiler(fresh: Path, run: Run) -> None:
     result = setup(run, fresh, *BUILD, CC="/nonexistent/cc -pthread")
     refuses(result, fresh, "/nonexistent/cc is not there", "install gcc or clang", "set CC")
 
 
+@pytest.mark.needs("unix")
 @pytest.mark.parametrize("system", ["emscripten-4.0.9-wasm32", "wasi-0.0.0-wasm32", "haiku-1-x86_64"])
 def test_on_an_unsupported_system(system: str, fresh: Path, run: Run) -> None:
     result = setup(run, fresh, *BUILD, _PYTHON_HOST_PLATFORM=system)
     refuses(result, fresh, f"does not support {system}", "csrc/core/platform.h")
 
 
+@pytest.mark.needs("unix")
 def test_with_a_free_threaded_313(fresh: Path, run: Run) -> None:
     refuses(
         setup(run, fresh, "-c", FAKE_313T, *BUILD[1:]), fresh, "free-threaded Python 3.13", "use the free-threaded 3.14"
     )
 
 
+@pytest.mark.needs("unix")
 @pytest.mark.parametrize(
     ("system", "version", "free_threaded", "expected"),
     [
@@ -106,6 +110,7 @@ def test_which_stable_abi(
     assert check(sys.executable, "-c", code, cwd=fresh).strip() == expected
 
 
+@pytest.mark.needs("unix")
 def test_the_core_refuses_an_unsupported_system(run: Run, tool: Callable[..., str]) -> None:
     undefined = [f"-U{name}" for name in ("__linux__", "__APPLE__", "__FreeBSD__", "__NetBSD__", "__OpenBSD__")]
     result = run(tool("cc", "gcc"), *undefined, "-fsyntax-only", ROOT / "csrc/core/platform.h")
@@ -114,6 +119,7 @@ def test_the_core_refuses_an_unsupported_system(run: Run, tool: Callable[..., st
     assert "operating system" in result.stderr
 
 
+@pytest.mark.needs("unix")
 def test_cmake_refuses_an_unsupported_system(tmp_path: Path, run: Run, tool: Callable[..., str]) -> None:
     options = ["-DCMAKE_SYSTEM_NAME=Haiku", "-DCMAKE_C_COMPILER_WORKS=1"]
     result = run(tool("cmake"), "-S", ROOT / "csrc", "-B", tmp_path, *options)
@@ -128,6 +134,7 @@ def contents(folder: Path) -> dict[str, int]:
         return {entry.filename: entry.CRC for entry in archive.infolist()}
 
 
+@pytest.mark.needs("unix")
 def test_the_sdist_gives_the_same_wheel(fresh: Path, sdist: Path, tmp_path: Path, check: Check) -> None:
     check("tar", "xf", sdist, "-C", tmp_path)
     (unpacked,) = tmp_path.glob("shmem_providers-*")
@@ -159,4 +166,4 @@ def test_the_flags_need_no_extra(check: Check) -> None:
     libs, pkgconfig, cmake = check(sys.executable, "-c", code).splitlines()
     assert cmake == _library.get_cmake_dir()
     assert Path(pkgconfig, "shmem_providers.pc").exists()
-    assert libs.endswith(" -lshmem_providers")
+    assert libs.endswith((" -lshmem_providers", r"\shmem_providers.lib"))
