@@ -30,11 +30,17 @@ int shmp__os_map_private(size_t size, void **ret_data) {
     return 0;
 }
 
-int shmp__os_wipe_on_fork(void *data, size_t size) {
+/* qemu-user (7.2, say) takes every advice and follows none: it is given one that no kernel knows, too. */
+static int advise(void *data, size_t size, int advice) {
     int result;
-    RETRIED(result, SYS(madvise, (data, size, MADV_WIPEONFORK)));
+    RETRIED(result, SYS(madvise, (data, size, -1)));
+    if (result == 0) return -EINVAL;
+    if (errno != EINVAL) return -errno;
+    RETRIED(result, SYS(madvise, (data, size, advice)));
     return result_of(result);
 }
+
+int shmp__os_wipe_on_fork(void *data, size_t size) { return advise(data, size, MADV_WIPEONFORK); }
 
 int shmp__os_random(void *ret_bytes, size_t length) {
     ssize_t got; /* the whole: fewer than 256 bytes are never cut short */
@@ -48,11 +54,7 @@ int shmp__os_reserve(int fd, size_t size) {
     return result_of(result);
 }
 
-int shmp__os_populate(void *data, size_t size) {
-    int result;
-    RETRIED(result, SYS(madvise, (data, size, MADV_POPULATE_WRITE)));
-    return result_of(result);
-}
+int shmp__os_populate(void *data, size_t size) { return advise(data, size, MADV_POPULATE_WRITE); }
 
 int shmp__os_memfd_create(int noexec) {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (noexec ? MFD_NOEXEC_SEAL : 0);
