@@ -64,7 +64,7 @@ def run_threads(target: Callable[[int], None]) -> None:
 def test_the_gil_stays_off() -> None:
     """On a free-threaded interpreter a module that did not say that it can do without would turn it on."""
     if not hasattr(sys, "_is_gil_enabled") or "free-threading" not in sys.version:
-        pytest.skip("this interpreter always has a GIL: tools/python314t.sh builds one without")
+        pytest.skip("this interpreter always has a GIL: tools/python.sh 314t builds one without")
     assert not sys._is_gil_enabled()
 
 
