@@ -412,6 +412,6 @@ def test_a_subinterpreter_works_or_is_refused(run_python: Any, missing: Callable
     refusals = run_python(
         SUBINTERPRETERS.format(first=first, module=module, configurations=configurations, use=USE)
     ).splitlines()
-    assert all("ImportError: module " in refusal for refusal in refusals)
+    assert all("ImportError" in refusal for refusal in refusals)
     assert all("does not support loading in subinterpreters" in refusal for refusal in refusals)
     assert len(refusals) in ([0] if sys.version_info < (3, 12) else [2, 4])

@@ -41,7 +41,7 @@ download() {
         -o APT::Install-Recommends=false -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o Dir::State::Lists="$work/lists" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache"
     )
-    "${apt[@]}" update && "${apt[@]}" --download-only install python3 libc6
+    "${apt[@]}" update && "${apt[@]}" --download-only install python3 libstdc++6 # for NumPy
 }
 
 get() {
