@@ -3,6 +3,7 @@
 #include "core/platform.h"
 #include "os/os.h"
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -180,6 +181,7 @@ int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_
                           ret_limits->struct_size);
     shmp_limits limits = {.struct_size = ret_limits->struct_size};
     int result = provider->ops->limits(provider, &limits, reterr);
+    if (limits.bytes > PTRDIFF_MAX) limits.bytes = PTRDIFF_MAX; /* a 32-bit process on a larger machine */
     if (result == 0) *ret_limits = limits;
     return result;
 }

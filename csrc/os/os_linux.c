@@ -32,16 +32,25 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
+/* qemu-user (7.2, say) takes every advice and follows none: it is given one that no kernel knows, too. */
+static int advise(void *data, size_t size, int advice) {
+    int result;
+    RETRIED(result, SYS(madvise, (data, size, -1)));
+    if (result == 0) return -EINVAL;
+    if (errno != EINVAL) return -errno;
+    RETRIED(result, SYS(madvise, (data, size, advice)));
+    return result_of(result);
+}
+
 int shmp__os_map_wiped_on_fork(void **ret_data) {
     enum { LENGTH = 4 };
     void *data = SYS_OR(MAP_FAILED, mmap, (NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (data == MAP_FAILED) return -errno;
-    int result;
-    RETRIED(result, SYS(madvise, (data, LENGTH, MADV_WIPEONFORK)));
-    /* qemu-user takes every advice and follows none, so it is given one that no kernel knows, too */
-    if (result == 0 && madvise(data, LENGTH, -1) == 0) result = -1;
-    *ret_data = result == 0 ? data : NULL;
-    if (result < 0) (void)shmp__os_unmap(data, LENGTH); /* before Linux 4.14 */
+    *ret_data = data;
+    if (advise(data, LENGTH, MADV_WIPEONFORK) < 0) { /* before Linux 4.14 */
+        (void)shmp__os_unmap(data, LENGTH);
+        *ret_data = NULL;
+    }
     return 0;
 }
 
@@ -57,11 +66,7 @@ int shmp__os_reserve(int fd, size_t size) {
     return result_of(result);
 }
 
-int shmp__os_populate(void *data, size_t size) {
-    int result;
-    RETRIED(result, SYS(madvise, (data, size, MADV_POPULATE_WRITE)));
-    return result_of(result);
-}
+int shmp__os_populate(void *data, size_t size) { return advise(data, size, MADV_POPULATE_WRITE); }
 
 int shmp__os_memfd_create(int noexec) {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (noexec ? MFD_NOEXEC_SEAL : 0);
