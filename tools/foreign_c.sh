@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the C tests with zig for other CPUs and for musl, and runs them: directly, or by qemu as root.
 #
-#   tools/cross_c.sh            all of the table below
-#   tools/cross_c.sh TARGET...  these
+#   tools/foreign_c.sh            all of the table below
+#   tools/foreign_c.sh TARGET...  these
 #
 # $PYTHON, .venv/bin/python if not given, has to have ziglang.
 set -euo pipefail
