@@ -92,7 +92,8 @@ def check_dll(path: Path, machine: str, allowed: set[str]) -> Iterator[str]:
     for needed in (entry.dll.decode() for entry in image.DIRECTORY_ENTRY_IMPORT):
         if not re.fullmatch(WINDOWS_LIBRARIES, needed, re.IGNORECASE):
             yield f"{path.name} needs {needed}: it may need what Windows and Python have only"
-    yield from check_exports(path, {symbol.name.decode() for symbol in image.DIRECTORY_ENTRY_EXPORT.symbols}, allowed)
+    exported = {symbol.name.decode() for symbol in image.DIRECTORY_ENTRY_EXPORT.symbols}  # type: ignore[attr-defined]
+    yield from check_exports(path, exported, allowed)
 
 
 def check_object(path: Path, libc: str, machine: str, allowed: set[str]) -> Iterator[str]:
