@@ -254,7 +254,6 @@ def start_peer(request: pytest.FixtureRequest) -> Iterator[Callable[[], Peer]]:
     finally:
         for peer in peers:
             peer.kill()
-            del peer.process  # which has a handle on Windows
 
 
 @pytest.fixture

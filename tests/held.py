@@ -7,6 +7,8 @@ import sys
 
 if sys.platform == "win32":
     import ctypes
+    import mmap
+    import struct
     from ctypes import wintypes
 
     _kernel32, _ntdll = ctypes.WinDLL("kernel32"), ctypes.WinDLL("ntdll")
@@ -14,6 +16,7 @@ if sys.platform == "win32":
     _MEM_MAPPED = 0x40000
     _SNAPSHOT_OF_THREADS = 4
     _EXTENDED_HANDLE_INFORMATION, _TOO_SHORT = 64, 0xC0000004
+    _COUNT, _HANDLE = struct.Struct("NN"), struct.Struct("NNNIHHII")
 
     class _Region(ctypes.Structure):
         _fields_ = [
@@ -27,22 +30,11 @@ if sys.platform == "win32":
             ("type", wintypes.DWORD),
         ]
 
-    class _Handle(ctypes.Structure):
-        _fields_ = [
-            ("object", ctypes.c_size_t),
-            ("pid", ctypes.c_size_t),
-            ("handle", ctypes.c_size_t),
-            ("access", wintypes.DWORD),
-            ("others", wintypes.WORD * 2),
-            ("attributes", wintypes.DWORD),
-            ("reserved", wintypes.DWORD),
-        ]
-
     class _Memory(ctypes.Structure):
         _fields_ = [("size", wintypes.DWORD), ("faults", wintypes.DWORD), ("counts", ctypes.c_size_t * 8)]
 
-    def _listed_handles() -> int:
-        """Count them in the list of all handles of the machine."""
+    def _handle_types() -> list[int]:
+        """Give the number of the type of each handle that this process has, out of the list of the machine's."""
         size, needed = 1 << 16, wintypes.ULONG()
         while True:
             listing = ctypes.create_string_buffer(size)
@@ -51,17 +43,26 @@ if sys.platform == "win32":
                 break
             size *= 2
         assert status == 0
-        count = ctypes.c_size_t.from_buffer(listing).value
-        handles = (_Handle * count).from_buffer(listing, 2 * ctypes.sizeof(ctypes.c_size_t))
-        return sum(each.pid == os.getpid() for each in handles)
+        count, _ = _COUNT.unpack_from(listing)
+        handles = _HANDLE.iter_unpack(memoryview(listing)[_COUNT.size : _COUNT.size + count * _HANDLE.size])
+        return [kind for _, pid, _, _, _, kind, _, _ in handles if pid == os.getpid()]
 
-    def _handles() -> int:
-        count = wintypes.DWORD()
-        assert _kernel32.GetProcessHandleCount(_THIS_PROCESS, ctypes.byref(count))
-        return count.value or _listed_handles()  # Wine always says 0
+    def _find_section_type() -> int:
+        before = _handle_types()
+        with mmap.mmap(-1, 1):
+            made = _handle_types()
+        for kind in before:
+            made.remove(kind)
+        (kind,) = made
+        return kind
+
+    _SECTION = _find_section_type()
 
     def held() -> set[str]:
-        """Give this process's handles, which have numbers only, and its mappings of what is no file."""
+        """Give this process's mappings of what is no file, and its sections, which can only be counted.
+
+        No other handles: each lock of Python before 3.13 is one.
+        """
         found, region, name = set(), _Region(), ctypes.create_unicode_buffer(260)
         at = 0
         while _kernel32.VirtualQuery(ctypes.c_void_p(at), ctypes.byref(region), ctypes.c_size_t(ctypes.sizeof(region))):
@@ -70,15 +71,18 @@ if sys.platform == "win32":
                 _THIS_PROCESS, ctypes.c_void_p(region.start), name, len(name)
             ):
                 found.add(f"mapping at {region.start:#x} of {region.size} bytes")
-        return found | {f"handle number {number}" for number in range(_handles())}
+        return found | {f"section number {number}" for number in range(_handle_types().count(_SECTION))}
 
     def ownerless_names() -> set[str]:
         """Give none: a section's name ends with its last handle."""
         return set()
 
-    def held_by_anybody() -> set[str]:
-        """Give none: see above."""
-        return set()
+    def held_in_all() -> set[str]:
+        """Give more, for who has this process for himself: all its handles."""
+        count = wintypes.DWORD()
+        assert _kernel32.GetProcessHandleCount(_THIS_PROCESS, ctypes.byref(count))
+        handles = count.value or len(_handle_types())  # Wine always says 0
+        return held() | {f"handle number {number}" for number in range(handles)}
 
     def threads() -> int:
         """Give the number of threads, those that Python does not know included."""
@@ -140,9 +144,9 @@ elif sys.platform == "linux":
         }
         return {name for name, inode in names.items() if inode not in held}
 
-    def held_by_anybody() -> set[str]:
-        """Give the names in /dev/shm and the System V segments of the machine."""
-        return {*os.listdir("/dev/shm"), *Path("/proc/sysvipc/shm").read_text().splitlines()}
+    def held_in_all() -> set[str]:
+        """Give more, for who has this machine for himself: all names in /dev/shm and System V segments."""
+        return held() | {*os.listdir("/dev/shm"), *Path("/proc/sysvipc/shm").read_text().splitlines()}
 
     def threads() -> int:
         """Give the number of threads, those that Python does not know included."""

@@ -32,13 +32,6 @@ CONSTANT = bytes(range(256)) * 8  # in the second half, which nobody writes
 SECONDS = float(os.environ.get("SHMP_STORM_SECONDS", "0.3"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def has_sent() -> None:
-    """Where multiprocessing was imported, its first pickle starts a thread, which stays, and so do its handles."""
-    with open_provider("std").new_shmem(1) as shm:
-        pickle.loads(pickle.dumps(shm)).close()
-
-
 @pytest.fixture(autouse=True)
 def switch_often() -> Iterator[None]:
     interval = sys.getswitchinterval()

@@ -55,7 +55,7 @@ def test_a_leak_would_be_seen(win32: ShMemProvider) -> None:
     before = held()
     with win32.new_shmem(5000):
         kinds = sorted(each.split()[0] for each in held() - before)
-    assert kinds == ["handle", "mapping"]
+    assert kinds == ["mapping", "section"]
     assert held() == before
 
 

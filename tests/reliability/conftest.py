@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
-from held import held as held_here
-from held import held_by_anybody
+from held import held_in_all
 
 T = TypeVar("T", int, float)
 
@@ -132,7 +131,7 @@ def fork() -> type[Child]:
 
 def _held() -> set[str]:
     gc.collect()
-    return held_here() | held_by_anybody()
+    return held_in_all()
 
 
 @pytest.fixture(scope="session")
