@@ -11,7 +11,7 @@ set -euo pipefail
 
 root=$(realpath "$(dirname "$0")/..")
 python=${PYTHON:-$root/.venv/bin/python}
-warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wstrict-prototypes -Werror)
+warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wstrict-prototypes -Wvla -Werror)
 targets=(
     x86_64-macos aarch64-macos
     x86_64-freebsd aarch64-freebsd x86_64-netbsd x86_64-openbsd aarch64-openbsd

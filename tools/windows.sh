@@ -5,6 +5,7 @@
 #   tools/windows.sh run VERSION ARGUMENTS...       runs one, such as 313
 #   tools/windows.sh install VERSION WHEEL          lays the wheel out beside what the tests need
 #   tools/windows.sh program FILE ARGUMENTS...      runs any other program for Windows
+#   tools/windows.sh seed                           builds tests/interop/seed for Windows, and gives its path there
 #   tools/windows.sh path FILE                      what Windows calls it
 #   tools/windows.sh home VERSION                   the folder of one
 #
@@ -95,6 +96,19 @@ program() {
     exit "${PIPESTATUS[0]}"
 }
 
+seed() {
+    rustup -q target add x86_64-pc-windows-gnu 2>/dev/null || fail 'needs rustup (https://rustup.rs)'
+    local target=$cache/seed
+    cargo build --quiet --locked --manifest-path "$root/tests/interop/seed/Cargo.toml" \
+        --target x86_64-pc-windows-gnu --target-dir "$target"
+    # of which Rust wants one function, and Wine 8 has none
+    printf '%s\n' '#include <windows.h>' '#include <ntsecapi.h>' \
+        '__declspec(dllexport) BOOL WINAPI ProcessPrng(unsigned char *bytes, SIZE_T size)' \
+        '{ return RtlGenRandom(bytes, (ULONG)size); }' |
+        x86_64-w64-mingw32-gcc -x c -shared - -o "$target/x86_64-pc-windows-gnu/debug/bcryptprimitives.dll"
+    path "$target/x86_64-pc-windows-gnu/debug/seed.exe"
+}
+
 install() {
     local tag=$1 wheel=$2 python=${PYTHON:-$root/.venv/bin/python} site=$cache/$1/lib/site-packages numpy=()
     [ "$tag" != 311 ] || numpy=('numpy<2') # NumPy 2, the first for the others, wants crealf(), which Wine 8 has not
@@ -107,7 +121,7 @@ install() {
 }
 
 case ${1:-} in
-fetch | run | program | install | path | home) "$@" ;;
+fetch | run | program | seed | install | path | home) "$@" ;;
 *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2

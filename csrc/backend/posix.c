@@ -4,7 +4,8 @@
  * After SIGKILL the name stays. So that a leftover can be told from a live segment, the owner
  * holds a shared lock on it for as long as its descriptor, a forked child's, or a mapping lives;
  * the kernel drops it then. Names that a caller chose never are leftovers. Only Linux can list
- * names: elsewhere a leftover stays until it is removed by name, or the machine restarts.
+ * names: elsewhere a leftover stays until it is removed by name, or the machine restarts. macOS knows
+ * sizes in whole pages only, and macOS and FreeBSD do not tell whether a name is still that of the file.
  * With SHMP_FD_IDS the name goes at once, and the id is the descriptor. */
 #include "core/platform.h"
 #if SHMP_HAVE_POSIX
@@ -53,6 +54,7 @@ static int create_file(shmp_shmem *shmem, const char *name, shmp_error *reterr) 
     case -EACCES:
     case -ENOENT:
     case -EROFS:
+    case -ENOTSUP: /* NetBSD: it is no tmpfs, or not everybody's */
         return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": mount a tmpfs at %s, writable for this user", shmem->name,
                              shmp__os_shm_place);
     case -ENOSPC:
@@ -134,7 +136,8 @@ static int posix_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
     case -ENOENT:
         return shmp__fail(reterr, SHMP_ENOTFOUND, "shm_open", "\"%s\": its owner closed it, or has another %s", id,
                           shmp__os_shm_place);
-    case -EACCES: return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is another user's", id);
+    case -EACCES:
+    case -EPERM: /* OpenBSD, to root */ return shmp__fail_os(reterr, fd, "shm_open", "\"%s\" is another user's", id);
     case -EROFS:
         return shmp__fail_os(reterr, fd, "shm_open", "\"%s\": %s is mounted read-only: attach with read_only", id,
                              shmp__os_shm_place);

@@ -7,7 +7,9 @@
 
 enum { SHMP__ID_SIZE = sizeof(((shmp_description *)0)->id) };
 
-#if defined(__GNUC__)
+#if defined(__MINGW_PRINTF_FORMAT) /* gcc's `printf` is there that of an old C runtime, without %zu */
+#define SHMP__PRINTF(format_at, values_at) __attribute__((format(__MINGW_PRINTF_FORMAT, format_at, values_at)))
+#elif defined(__GNUC__)
 #define SHMP__PRINTF(format_at, values_at) __attribute__((format(printf, format_at, values_at)))
 #else
 #define SHMP__PRINTF(format_at, values_at)

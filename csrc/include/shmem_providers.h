@@ -48,7 +48,7 @@
 
 #ifndef SHMP_API
 #if defined(SHMP_STATIC)
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(_WIN32)
 #define SHMP_API __attribute__((visibility("hidden")))
 #else
 #define SHMP_API

@@ -125,14 +125,20 @@ static int limit(const char *name, unsigned long long *ret_value) {
 }
 #endif
 
-int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
 #if defined(__OpenBSD__)
-    int result = limit(KERN_SHMINFO_SHMMAX, ret_bytes);
-    return result < 0 ? result : limit(KERN_SHMINFO_SHMMNI, ret_segments);
+#define LIMIT(upper, lower) KERN_SHMINFO_##upper
 #else
-    int result = limit(PREFIX "shmmax", ret_bytes);
-    return result < 0 ? result : limit(PREFIX "shmmni", ret_segments);
+#define LIMIT(upper, lower) PREFIX #lower
 #endif
+
+/* shmseg, of one process, is 8 on macOS: the shmat after that is EMFILE. */
+int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
+    unsigned long long of_all, of_process;
+    int result = limit(LIMIT(SHMMAX, shmmax), ret_bytes);
+    if (result == 0) result = limit(LIMIT(SHMMNI, shmmni), &of_all);
+    if (result == 0) result = limit(LIMIT(SHMSEG, shmseg), &of_process);
+    if (result == 0) *ret_segments = of_all < of_process ? of_all : of_process;
+    return result;
 }
 #endif
 

@@ -83,7 +83,7 @@ int shmp__os_truncate(int fd, size_t size) {
 int shmp__os_stat(int fd, shmp__os_file *ret_file) {
     struct stat file;
     if (SYS(fstat, (fd, &file)) < 0) return -errno;
-#if defined(__APPLE__) /* its shared memory has no type and no links */
+#if defined(__APPLE__) /* its shared memory has no type, no links and no inode, and a size of whole pages */
     if (!(file.st_mode & S_IFMT)) {
         file.st_mode |= S_IFREG;
         file.st_nlink = 1;
@@ -136,7 +136,8 @@ int shmp__os_lock_alone(int fd) {
 /* Somebody may have put a pipe or a link under a name: neither is waited for nor followed. */
 enum { MORE_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW };
 #else
-enum { MORE_FLAGS = 0 /* others refuse what is not POSIX, which says that it closes on exec */ };
+/* FreeBSD and OpenBSD refuse flags that POSIX has not; OpenBSD and NetBSD follow no link. All close on exec. */
+enum { MORE_FLAGS = 0 };
 #endif
 
 int shmp__os_shm_open(const char *name, int create, int read_only) {

@@ -86,19 +86,19 @@ int shmp__os_random(void *ret_bytes, size_t length) {
     return 0;
 }
 
-typedef struct security {
+typedef struct user_rights {
     SECURITY_ATTRIBUTES attributes;
     SECURITY_DESCRIPTOR descriptor;
     union { /* aligned */
         ACL list;
         unsigned char room[sizeof(ACL) + sizeof(ACCESS_ALLOWED_ACE) + SECURITY_MAX_SID_SIZE];
     } access;
-} security;
+} user_rights;
 
-const size_t shmp__os_security_size = sizeof(security);
+const size_t shmp__os_security_size = sizeof(user_rights);
 
 int shmp__os_only_this_user(void *ret_security) {
-    security *made = ret_security;
+    user_rights *made = ret_security;
     union {
         TOKEN_USER user;
         unsigned char room[sizeof(TOKEN_USER) + SECURITY_MAX_SID_SIZE];

@@ -8,15 +8,9 @@
 #include "python/_binding.c"
 #undef PyInit__binding
 
-#if defined(_WIN32)
-#define EXPORTED __declspec(dllexport)
-#else
-#define EXPORTED __attribute__((visibility("default")))
-#endif
+Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void);
 
-EXPORTED PyObject *PyInit__binding(void);
-
-EXPORTED PyObject *PyInit__binding(void) {
+Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void) {
     PyObject *module = init_cffi();
     if (!module) return NULL;
     if (shmpy_add_provider_type(module) < 0 || shmpy_add_shmem_type(module) < 0) {

@@ -553,7 +553,7 @@ static const struct rule {
     {NULL, "attach_number", "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
     {NULL, "attach_number", "fcntl", SHMP_EID, NULL, {0}},
     {"posix", ATTACH, "shm_open", SHMP_ENOTFOUND, NULL, {ENOENT}},
-    {"posix", ATTACH, "shm_open", SHMP_EID, NULL, {EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENXIO, EPERM}},
+    {"posix", ATTACH, "shm_open", SHMP_EID, NULL, {EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENXIO}},
     {"sysv", ATTACH, "shmat", SHMP_ENOTFOUND, NULL, {EINVAL, EIDRM}},
 
     /* processes and names come and go, some are other users', and some are no shared memory */

@@ -631,12 +631,12 @@ static void test_threads(void) {
 
 /* ---- Another process -------------------------------------------------------------------------------- */
 
-typedef struct peer {
+typedef struct peer_process {
     PROCESS_INFORMATION process;
     HANDLE to, from;
-} peer;
+} peer_process;
 
-static int start(peer *ret_peer, const char *arguments) {
+static int start(peer_process *ret_peer, const char *arguments) {
     SECURITY_ATTRIBUTES inherited = {sizeof inherited, NULL, TRUE};
     STARTUPINFOA startup;
     char self[MAX_PATH], command[2 * MAX_PATH];
@@ -657,7 +657,7 @@ static int start(peer *ret_peer, const char *arguments) {
 }
 
 /* Its next answer. */
-static const char *heard(const peer *peer) {
+static const char *heard(const peer_process *peer) {
     static char line[100];
     DWORD got, used = 0;
     while (used < sizeof line - 1 && ReadFile(peer->from, line + used, 1, &got, NULL) && got && line[used] != '\n')
@@ -666,7 +666,7 @@ static const char *heard(const peer *peer) {
     return line;
 }
 
-static void end(peer *peer, DWORD expected) {
+static void end(peer_process *peer, DWORD expected) {
     DWORD code = 99;
     CloseHandle(peer->to);
     CHECK_EQUAL(WaitForSingleObject(peer->process.hProcess, PATIENCE), WAIT_OBJECT_0);
@@ -716,7 +716,7 @@ static void exchange(const char *role) {
     shmp_provider *provider = opened("win32");
     shmp_shmem *shmem;
     shmp_description description;
-    peer other;
+    peer_process other;
     char arguments[100];
     REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, 0, &shmem, &error)));
     SUCCEEDS(shmp_describe(shmem, &description, &error));
@@ -745,7 +745,7 @@ static void test_another_process_takes_the_environment(void) { exchange("environ
 static void test_killed_owner(void) {
     shmp_provider *provider = opened("std");
     shmp_shmem *shmem = NULL;
-    peer owner;
+    peer_process owner;
     REQUIRE(start(&owner, "own x 1"));
     const char *id = heard(&owner);
     shmp_description description = description_of("", BYTES);
@@ -764,7 +764,7 @@ static void test_inherited_handles(void) {
     shmp_provider *provider = opened("std");
     shmp_shmem *shmem[3];
     shmp_description description[3];
-    peer other;
+    peer_process other;
     for (int i = 0; i < 3; i++) {
         REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, i == 1 ? SHMP_INHERIT : 0, &shmem[i], &error)));
         SUCCEEDS(shmp_describe(shmem[i], &description[i], &error));

@@ -3,9 +3,10 @@
 
 use std::{env, error::Error, io, process};
 
+use shmem_providers::{ShMem, ShMemDescription, ShMemProvider, StdShMemProvider};
+#[cfg(unix)]
 use shmem_providers::{
-    MmapShMem, MmapShMemProvider, ShMem, ShMemDescription, ShMemProvider, StdShMemProvider,
-    UnixShMemProvider, unix_shmem::memfd::MemfdShMemProvider,
+    MmapShMem, MmapShMemProvider, UnixShMemProvider, unix_shmem::memfd::MemfdShMemProvider,
 };
 
 const USAGE: &str =
@@ -25,6 +26,7 @@ fn open<P: ShMemProvider>(args: &[&str]) -> Result<P::ShMem> {
 }
 
 /// On Linux only [`MmapShMem::new`] gives a descriptor as the id; no provider attaches it.
+#[cfg(unix)]
 fn create_mmap_fd(size: &str) -> Result<MmapShMem> {
     let name = format!("libafl_{}_fd", process::id());
     Ok(MmapShMem::new(size.parse()?, name, true)?.persist()?)
@@ -71,10 +73,14 @@ fn run() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.get(1) {
+        #[cfg(unix)]
         Some(&"sysv") => serve(&mut open::<UnixShMemProvider>(&args)?),
+        #[cfg(unix)]
         Some(&"mmap") => serve(&mut open::<MmapShMemProvider>(&args)?),
+        #[cfg(unix)]
         Some(&"memfd") => serve(&mut open::<MemfdShMemProvider>(&args)?),
         Some(&"std") => serve(&mut open::<StdShMemProvider>(&args)?),
+        #[cfg(unix)]
         Some(&"mmap-fd") if args[0] == "create" && args.len() == 3 => {
             serve(&mut create_mmap_fd(args[2])?)
         }
