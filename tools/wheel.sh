@@ -4,7 +4,7 @@
 #   tools/wheel.sh            all of the table below
 #   tools/wheel.sh TARGET...  these
 #
-# $PYTHON, .venv/bin/python if not given, has to have setuptools and ziglang. tools/check_wheel.py judges what came out.
+# What is there already, and as new as the sources, stays. $PYTHON, .venv/bin/python if not given, has to have setuptools and ziglang. tools/check_wheel.py judges what came out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -102,9 +102,18 @@ build_wheel(wheels)
 END
 }
 
+is_new() { # is_new TARGET TAG: whether nothing has changed since it was built
+    local abi=abi3 wheel
+    [ "$1" != cp314t ] || abi=cp314t
+    for wheel in build/wheels/*-"$abi-${2//-/_}.whl"; do
+        [ -e "$wheel" ] && [ -z "$(find csrc src/*/*.py* setup.py pyproject.toml README.md -newer "$wheel" -print -quit)" ]
+    done
+}
+
 while read -r target name tag flags; do
     case " ${*:-$target} " in
     *" $target "*)
+        is_new "$target" "$tag" && continue
         echo "$target: $tag"
         (build "$target" "$name" "$tag" "$flags")
         ;;
