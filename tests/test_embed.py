@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,10 @@ ENTRY = "#include <unistd.h>\nint LLVMFuzzerTestOneInput(const void *data, size_
 HANGING = ENTRY % 'if (size > 1) { (void)!write(2, "hangs\\n", 6); for (;;) pause(); } return 0;'
 NO_SUCH = "host: no/such: No such file or directory\nhost: no/such is not ready: is it linked with runtime.c?\n"
 HARMLESS = ENTRY % "return (int)size & 0;"
+GREEDY = "void __sanitizer_cov_trace_pc_guard(const unsigned *edge);\n" + ENTRY % (
+    "unsigned edge = (unsigned)size * 61 + (size ? *(const unsigned char *)data : 0u);"
+    "__sanitizer_cov_trace_pc_guard(&edge); return 0;"  # nearly every input is news, and the longer the better
+)
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -82,20 +87,25 @@ class Fuzzer:
         return [pid for pid in pids if os.path.dirname(program_of(pid)) == str(self.folder)]
 
 
-def make(compiler: str, factory: pytest.TempPathFactory, missing: Missing, *options: str) -> Fuzzer:
-    if not shutil.which(compiler):
-        missing(f"needs {compiler}: apt install {compiler}")
-    return Fuzzer(compiler, factory.mktemp(compiler), *options)
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> Iterator[Make]:
+    """Give a function that has a compiler build what a `Fuzzer` is."""
+    made = []
 
+    def make(compiler: str, *options: str) -> Fuzzer:
+        if not shutil.which(compiler):
+            missing(f"needs {compiler}: apt install {compiler}")
+        made.append(Fuzzer(compiler, tmp_path_factory.mktemp(compiler), *options))
+        return made[-1]
 
-@pytest.fixture(scope="module", params=COVERAGE)
-def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> Fuzzer:
-    return make(request.param, tmp_path_factory, missing)
+    yield make
+    for pid in [pid for fuzzer in made for pid in fuzzer.processes()]:
+        os.kill(pid, signal.SIGKILL)  # of a test that failed
 
 
 @pytest.fixture(scope="module")
-def gcc(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> Fuzzer:
-    return make("gcc", tmp_path_factory, missing)
+def gcc(make: Make) -> Fuzzer:
+    return make("gcc")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +174,10 @@ def left_nothing() -> LeftNothing:
     return left_nothing
 
 
+Make = Callable[..., Fuzzer]
+Host = Callable[[Fuzzer, str, int], list[str]]
+
+
 @pytest.fixture(params=["c", "python"])
 def host(request: pytest.FixtureRequest) -> Callable[[Fuzzer, str, int], list[str]]:
     """`host(fuzzer, target, seed)` gives the command of either host."""
@@ -176,9 +190,6 @@ def host(request: pytest.FixtureRequest) -> Callable[[Fuzzer, str, int], list[st
     return command
 
 
-Host = Callable[[Fuzzer, str, int], list[str]]
-
-
 # ---- what it finds
 
 
@@ -186,7 +197,9 @@ def edges(output: str) -> list[int]:
     return [int(number) for number in re.findall(r"(\d+) edges", output)]
 
 
-def test_the_crash_is_found(host: Host, fuzzer: Fuzzer, tmp_path: Path, left_nothing: LeftNothing) -> None:
+@pytest.mark.parametrize("compiler", COVERAGE)
+def test_the_crash_is_found(compiler: str, host: Host, make: Make, tmp_path: Path, left_nothing: LeftNothing) -> None:
+    fuzzer = make(compiler)
     start = time.monotonic()
     result = run(*host(fuzzer, fuzzer.target, 4), cwd=tmp_path)
     print(f"{time.monotonic() - start:.1f} s\n{result.stdout[-200:]}{result.stderr}")
@@ -232,10 +245,8 @@ def test_a_hang_is_found(host: Host, gcc: Fuzzer, hanging: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("compiler", COVERAGE)
-def test_under_sanitizers(
-    compiler: str, tmp_path_factory: pytest.TempPathFactory, missing: Missing, tmp_path: Path, left_nothing: LeftNothing
-) -> None:
-    fuzzer = make(compiler, tmp_path_factory, missing, *SANITIZED)
+def test_under_sanitizers(compiler: str, make: Make, tmp_path: Path, left_nothing: LeftNothing) -> None:
+    fuzzer = make(compiler, *SANITIZED)
     result = run(*fuzzer.c, "-s", "4", "-o", "found", fuzzer.target, cwd=tmp_path)
     assert result.returncode == 1, result.stderr
     assert result.stdout.endswith(f"exit, on the {(tmp_path / 'found').stat().st_size} bytes in found\n")
@@ -244,17 +255,19 @@ def test_under_sanitizers(
     alone = run(fuzzer.target, tmp_path / "found")
     assert "attempting double-free" in alone.stderr
 
-    harmless = fuzzer.build_target("harmless", HARMLESS, fuzzer.coverage)
+    greedy = fuzzer.build_target("greedy", GREEDY, fuzzer.coverage)
     hanging = fuzzer.build_target("hanging", HANGING, fuzzer.coverage)
     for arguments, status, says in (
-        (["-n", "1000", harmless], 0, ""),
-        (["-n", "0", harmless], 0, ""),
+        (["-n", "20000", greedy], 0, ""),
+        (["-n", "0", greedy], 0, ""),
         (["-t", "300", hanging], 1, "hangs\n"),
         (["-t", "300", "-o", "no/such", hanging], 2, "hangs\nhost: no/such: No such file or directory\n"),
         (["no/such"], 2, NO_SUCH),
     ):
         result = run(*fuzzer.c, *arguments, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (status, says)
+        if "20000" in arguments:
+            assert edges(result.stdout)[-1] > 4096, "no more inputs than are kept"
     left_nothing(fuzzer)
 
 
@@ -299,8 +312,9 @@ def test_a_target_without_a_host_says_so(gcc: Fuzzer) -> None:
 # ---- how it ends
 
 
-def start(command: list[str], folder: Path, provider: str = "std") -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(command: list[str], folder: Path, provider: str = "std") -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         command,
         cwd=folder,
         env=os.environ | {"SHMEM_PROVIDER": provider},
@@ -308,7 +322,11 @@ def start(command: list[str], folder: Path, provider: str = "std") -> subprocess
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("provider", SHARING)
@@ -325,7 +343,7 @@ def test_a_signal_ends_it(
     left_nothing: LeftNothing,
 ) -> None:
     target = harmless if state == "running" else hanging
-    with start([*gcc.c, target], tmp_path, provider) as process:
+    with started([*gcc.c, target], tmp_path, provider) as process:
         line = process.stdout if state == "running" else process.stderr
         assert line
         assert line.readline()
@@ -339,9 +357,10 @@ def test_a_signal_ends_it(
 
 
 def test_an_interrupt_ends_python(gcc: Fuzzer, harmless: str, tmp_path: Path, left_nothing: LeftNothing) -> None:
-    with start([*gcc.python, harmless, "1"], tmp_path, "posix") as process:
+    with started([*gcc.python, harmless, "1"], tmp_path, "posix") as process:
         assert process.stdout
         assert process.stdout.readline()
+        assert all(os.getpgid(pid) == pid for pid in gcc.processes())  # or the target would die of the signal too
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
@@ -354,13 +373,12 @@ def test_a_killed_host_leaves_nothing(
     provider: str, host: Host, gcc: Fuzzer, harmless: str, tmp_path: Path, left_nothing: LeftNothing
 ) -> None:
     command = host(gcc, harmless, 1)
-    longest = 0.1 if command[0] in gcc.c else 0.4
+    longest = (0.003, 0.1) if command[0] in gcc.c else (0.2, 0.4)  # at the start, and in the midst of it
     seen = reaped = 0
     for _ in range(20):
-        with start(command, tmp_path, provider) as process:
-            time.sleep(random.uniform(0, longest))
+        with started(command, tmp_path, provider) as process:
+            time.sleep(random.uniform(0, random.choice(longest)))
             seen += harmless in map(program_of, gcc.processes())
-            process.kill()
         reaped += left_nothing(gcc, process.pid)
     print(f"{seen} of 20 were killed when the target ran, names of {reaped} were reaped")
     assert seen
@@ -372,21 +390,19 @@ def test_a_killed_host_leaves_nothing(
 def test_a_host_that_is_killed_while_the_target_hangs_leaves_nothing(
     provider: str, host: Host, gcc: Fuzzer, hanging: str, tmp_path: Path, left_nothing: LeftNothing
 ) -> None:
-    with start(host(gcc, hanging, 1), tmp_path, provider) as process:
+    with started(host(gcc, hanging, 1), tmp_path, provider) as process:
         assert process.stderr
         while process.stderr.readline() != "hangs\n":
             pass
-        process.kill()
     left_nothing(gcc, process.pid)
 
 
 def test_the_end_of_the_socket_ends_a_target(gcc: Fuzzer, tmp_path: Path, left_nothing: LeftNothing) -> None:
     """What every Unix has, where Linux's PR_SET_PDEATHSIG is not."""
     target = gcc.build_target("portable", HARMLESS, runtime=["-U__linux__"])
-    with start([*gcc.c, target], tmp_path) as process:
+    with started([*gcc.c, target], tmp_path) as process:
         assert until(lambda: target in map(program_of, gcc.processes()))
         time.sleep(0.1)
-        process.kill()
     left_nothing(gcc, process.pid)
 
 
