@@ -414,7 +414,7 @@ def test_list_and_reap_have_nothing_to_show(win32: ShMemProvider) -> None:
             "segments": [],
             "unseen": ["shmp_list: Windows does not list sections"],
         }
-        assert command_line("reap") == "Nothing was left over.\n"
+        assert command_line("reap") == "Nothing can be left over here: each segment goes with its last user.\n"
 
 
 def test_inspect(win32: ShMemProvider) -> None:
