@@ -64,7 +64,7 @@ def run_threads(target: Callable[[int], None]) -> None:
 def test_the_gil_stays_off() -> None:
     """On a free-threaded interpreter a module that did not say that it can do without would turn it on."""
     if not hasattr(sys, "_is_gil_enabled") or "free-threading" not in sys.version:
-        pytest.skip("this interpreter always has a GIL: tools/python314t.sh builds one without")
+        pytest.skip("this interpreter always has a GIL: tools/python.sh 314t builds one without")
     assert not sys._is_gil_enabled()
 
 
@@ -412,6 +412,6 @@ def test_a_subinterpreter_works_or_is_refused(run_python: Any, missing: Callable
     refusals = run_python(
         SUBINTERPRETERS.format(first=first, module=module, configurations=configurations, use=USE)
     ).splitlines()
-    assert all("ImportError: module " in refusal for refusal in refusals)
+    assert all("ImportError" in refusal for refusal in refusals)
     assert all("does not support loading in subinterpreters" in refusal for refusal in refusals)
     assert len(refusals) in ([0] if sys.version_info < (3, 12) else [2, 4])
