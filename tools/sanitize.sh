@@ -4,7 +4,7 @@
 #   tools/sanitize.sh asan|ubsan|tsan [pytest's arguments]
 #
 # $PYTHON is the interpreter, .venv/bin/python if not given. It need not be instrumented: cffi and the binding drop
-# the GIL, and TSan sees it. A free-threaded one must be, for TSan: tools/python314t.sh tsan.
+# the GIL, and TSan sees it. A free-threaded one must be, for TSan: tools/python.sh 314t-tsan.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
