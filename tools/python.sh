@@ -101,9 +101,11 @@ build() {
     mv "$work/root$prefix" "$prefix" # whole, or not at all
 }
 
+mkdir -p "$cache"
+exec 9>"$prefix.lock"
+flock 9 # somebody may be building it
 if [ ! -x "$prefix/bin/python3" ]; then
     check_tools
-    mkdir -p "$cache"
     is_whole || download
     (build)
 fi
