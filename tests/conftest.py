@@ -179,9 +179,10 @@ def run_python() -> Callable[..., str]:
     def run_python(
         code: str, *args: object, env: dict[str, str] | None = None, pass_fds: Sequence[int] = (), timeout: float = 60
     ) -> str:
+        path = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])  # for held.py
         result = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, *map(str, args)],
-            env={**os.environ, "PYTHONPATH": TESTS, **(env or {})},  # for held.py
+            env={**os.environ, "PYTHONPATH": path, **(env or {})},
             pass_fds=tuple(pass_fds),
             capture_output=True,
             text=True,
