@@ -12,6 +12,7 @@ cd "$(dirname "$0")/.."
 kind=${1:-}
 pip=("${PIP_PYTHON:-.venv/bin/python}" -m pip)
 requirements=('shmem_providers[test]')
+apart=()
 
 find_python() {
     local python
@@ -26,6 +27,9 @@ emulate() { # emulate CPU
     QEMU_LD_PREFIX=$(tools/foreign_python.sh "$1" | tail -n 1)
     export QEMU_LD_PREFIX
     python=$QEMU_LD_PREFIX/usr/bin/python3
+    # Segments of their own, so that two of these, which are slow, can run at once.
+    # shellcheck disable=SC2016 # the inner shell's to expand
+    apart=(unshare --mount --ipc sh -c 'mount -t tmpfs -o mode=1777 none /dev/shm && exec "$@"' sh)
 }
 
 # SHMP_LACKS: what tests/conftest.py shall not ask for.
@@ -65,4 +69,4 @@ selection=(--platform "$platform" --platform "${platform/_2_28/_2_17}" --only-bi
     --target "$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')")
 "${pip[@]}" install -q --find-links build/wheels "${selection[@]}" --no-compile "${requirements[@]}"
 # What was compiled once is not compiled again by every child.
-env -u PYTHONDONTWRITEBYTECODE "$python" -m pytest -q -p no:cacheprovider --ignore=tests/interop "$@"
+"${apart[@]}" env -u PYTHONDONTWRITEBYTECODE "$python" -m pytest -q -p no:cacheprovider --ignore=tests/interop "$@"
