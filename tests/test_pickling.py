@@ -264,9 +264,9 @@ def test_multiprocessing(method: str, scenario: str, tmp_path: Path) -> None:
         scenario,
         ",".join(names),
     ]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert result.stderr == ""
     assert result.stdout == "".join(f"{name} ok\n" for name in names)
 
