@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+IS_WINE = False
+
 if sys.platform == "win32":
     import ctypes
     import mmap
@@ -12,6 +14,7 @@ if sys.platform == "win32":
     from ctypes import wintypes
 
     _kernel32, _ntdll = ctypes.WinDLL("kernel32"), ctypes.WinDLL("ntdll")
+    IS_WINE = hasattr(_ntdll, "wine_get_version")
     _THIS_PROCESS = wintypes.HANDLE(-1)
     _MEM_MAPPED = 0x40000
     _SNAPSHOT_OF_THREADS = 4

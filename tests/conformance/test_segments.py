@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from held import IS_WINE
 
 from shmem_providers import (
     MmapShMemProvider,
@@ -73,6 +74,8 @@ def test_new_memory_is_zero_and_exactly_as_long_as_asked(provider: ShMemProvider
 
 @pytest.mark.parametrize("size", [2**31 + 1, 2**32 + 1, 2**40, 2**62, 2**63 - 2 * PAGE, 2**63 - 1])
 def test_a_huge_segment_works_or_is_refused(provider: ShMemProvider, size: int) -> None:
+    if IS_WINE and provider.name == "nop" and size == 2**40:
+        pytest.skip("Wine's heap keeps these addresses for ever: each later look for leaks would take 40 ms more")
     shm = None
     try:
         shm = provider.new_shmem(size)
