@@ -53,29 +53,7 @@ _NUMPY = "NumPy has no wheel that works here"
 _ADVICE = "qemu follows no advice: to wipe a page on fork, to reserve System V memory"
 _ITS_OWN = "qemu has threads, memory and mappings of its own"
 LACKS = {
-    "compiler": {"tests/consumers/": _COMPILER, "::test_examples": _COMPILER},
-    "numpy": {"numpy": _NUMPY, "::test_the_readme_example": _NUMPY},
-    "cpu": {  # qemu-user emulates one, and does the calls of the system as it thinks best
-        "::test_a_forked_child_with_its_parents_pid_is_no_owner": _ADVICE,
-        "::test_a_name_without_size_goes_by_reap_when_old": _COMPILER,
-        "::test_a_shortage_is_an_error_at_creation[address_space": "qemu passes on no limit of the address space",
-        "::test_a_shortage_is_an_error_at_creation[mappings": _ITS_OWN,
-        "::test_cycles_leave_nothing": _ITS_OWN,
-        "::test_importing_is_light": _ITS_OWN,
-        "::test_only_reserved_memory_is_there_for_sure[sysv-True": _ADVICE,
-        "::test_reserved_memory_is_taken_at_once[sysv]": _ADVICE,
-        "::test_reserving_more_than_a_container_has[sysv": _ADVICE,
-    },
-}
-
-# What tools/test_wheel.sh says, in SHMP_LACKS, that its Python lacks; parts of the names of tests that want it; and why
-# they would tell nothing about this library.
-_COMPILER = "this machine's C compiler makes programs for another libc or CPU than this Python's"
-_NUMPY = "NumPy has no wheel that works here"
-_ADVICE = "qemu follows no advice: to wipe a page on fork, to reserve System V memory"
-_ITS_OWN = "qemu has threads, memory and mappings of its own"
-LACKS = {
-    "compiler": {"tests/consumers/": _COMPILER, "::test_examples": _COMPILER},
+    "compiler": {"tests/consumers/": _COMPILER, "tests/test_embed.py": _COMPILER, "::test_examples": _COMPILER},
     "numpy": {"numpy": _NUMPY, "::test_the_readme_example": _NUMPY},
     "cpu": {  # qemu-user emulates one, and does the calls of the system as it thinks best
         "::test_a_forked_child_with_its_parents_pid_is_no_owner": _ADVICE,
