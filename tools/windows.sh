@@ -115,7 +115,7 @@ install() {
     # typer 0.29 wants pydantic, whose module wants bcryptprimitives.dll, which Wine 8 has not either
     # markers such as sys_platform are judged for the machine that pip runs on: colorama is pytest's and rich's there
     "$python" -m pip install -q --platform win_amd64 --python-version "${tag:0:1}.${tag:1}" --implementation cp \
-        --only-binary=:all: --no-compile --upgrade --target "$site" 'cffi>=2.1' colorama "${numpy[@]}" pytest rich 'typer<0.29'
+        --only-binary=:all: --no-compile --upgrade --target "$site" 'cffi>=2.1' colorama "${numpy[@]}" pytest pytest-rerunfailures rich 'typer<0.29'
     "$python" -m pip install -q --platform win_amd64 --python-version "${tag:0:1}.${tag:1}" --implementation cp \
         --only-binary=:all: --no-compile --no-deps --upgrade --target "$site" "$wheel"
 }
