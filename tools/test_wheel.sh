@@ -12,7 +12,10 @@ cd "$(dirname "$0")/.."
 kind=${1:-}
 pip=("${PIP_PYTHON:-.venv/bin/python}" -m pip)
 requirements=('shmem_providers[test]')
-apart=()
+# Root's run has segments of its own, so that two can go at once.
+# shellcheck disable=SC2016 # the inner shell's to expand
+apart=(unshare --mount --ipc sh -c 'mount -t tmpfs -o mode=1777 none /dev/shm && exec "$@"' sh)
+[ "$(id -u)" -eq 0 ] || apart=()
 
 find_python() {
     local python
@@ -27,9 +30,6 @@ emulate() { # emulate CPU
     QEMU_LD_PREFIX=$(tools/foreign_python.sh "$1" | tail -n 1)
     export QEMU_LD_PREFIX
     python=$QEMU_LD_PREFIX/usr/bin/python3
-    # Segments of their own, so that two of these, which are slow, can run at once.
-    # shellcheck disable=SC2016 # the inner shell's to expand
-    apart=(unshare --mount --ipc sh -c 'mount -t tmpfs -o mode=1777 none /dev/shm && exec "$@"' sh)
 }
 
 # SHMP_LACKS: what tests/conftest.py shall not ask for.
