@@ -65,6 +65,7 @@ LACKS = {
         "::test_only_reserved_memory_is_there_for_sure[sysv-True": _ADVICE,
         "::test_reserved_memory_is_taken_at_once[sysv]": _ADVICE,
         "::test_reserving_more_than_a_container_has[sysv": _ADVICE,
+        "::test_threads_fork_": "qemu can hang in the child of a process that has threads",
     },
 }
 
