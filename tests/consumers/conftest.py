@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = Path(__file__).parent / "program.c"
+STRICT = "-Wall -Wextra -Werror -Wpedantic"
 
 
 def _run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -57,6 +58,39 @@ def tool(missing: Callable[[str], NoReturn]) -> Callable[..., str]:
         return shutil.which(name) or missing(f"needs {name}: apt install {package or name}")
 
     return tool
+
+
+@pytest.fixture
+def cmake_project(tmp_path: Path) -> Callable[[str], Path]:
+    """Give a function that writes a stranger's CMake project, which finds the library by these lines."""
+
+    def cmake_project(lines: str) -> Path:
+        project = tmp_path / "project"
+        project.mkdir()
+        shutil.copy(PROGRAM, project)
+        (project / "CMakeLists.txt").write_text(
+            f"cmake_minimum_required(VERSION 3.16)\nproject(stranger C)\n{lines}\n"
+            "add_executable(program program.c)\n"
+            "target_link_libraries(program PRIVATE shmem_providers::shmem_providers)\n"
+        )
+        return project
+
+    return cmake_project
+
+
+@pytest.fixture
+def cmake_build(
+    tmp_path: Path, cmake_project: Callable[[str], Path], check: Callable[..., str], tool: Callable[..., str]
+) -> Callable[..., Path]:
+    """Give a function that builds such a project and gives its program, without an ending."""
+
+    def cmake_build(lines: str, *options: str) -> Path:
+        cmake, binary = tool("cmake"), tmp_path / "binary"
+        check(cmake, "-S", cmake_project(lines), "-B", binary, f"-DCMAKE_C_FLAGS={STRICT}", *options)
+        check(cmake, "--build", binary)
+        return binary / "program"
+
+    return cmake_build
 
 
 @pytest.fixture(scope="session")

@@ -202,64 +202,43 @@ def test_a_library_of_another_abi_is_refused(compiler: str, tmp_path: Path, chec
 # ---- CMake
 
 
-def cmake_project(folder: Path, lines: str) -> Path:
-    folder.mkdir()
-    shutil.copy(PROGRAM, folder)
-    (folder / "CMakeLists.txt").write_text(
-        f"cmake_minimum_required(VERSION 3.16)\nproject(stranger C)\n{lines}\n"
-        "add_executable(program program.c)\n"
-        "target_link_libraries(program PRIVATE shmem_providers::shmem_providers)\n"
-    )
-    return folder
-
-
-@pytest.fixture
-def build(tmp_path: Path, check: Check, tool: Tool) -> Callable[..., Path]:
-    """Give a function that builds a stranger's CMake project and gives its program."""
-
-    def build(lines: str, *options: str) -> Path:
-        cmake = tool("cmake")
-        project, binary = cmake_project(tmp_path / "project", lines), tmp_path / "binary"
-        check(cmake, "-S", project, "-B", binary, f"-DCMAKE_C_FLAGS={' '.join(STRICT)}", *options)
-        check(cmake, "--build", binary)
-        return binary / "program"
-
-    return build
-
-
 FIND = f"find_package(shmem_providers {shmem_providers.__version__} REQUIRED)"
 
 
-def test_find_package(build: Callable[..., Path], works: Works) -> None:
-    works(build(FIND, f"-Dshmem_providers_DIR={get_cmake_dir()}"))
+def test_find_package(cmake_build: Callable[..., Path], works: Works) -> None:
+    works(cmake_build(FIND, f"-Dshmem_providers_DIR={get_cmake_dir()}"))
 
 
-def test_find_package_with_the_entry_point(build: Callable[..., Path], works: Works) -> None:
+def test_find_package_with_the_entry_point(cmake_build: Callable[..., Path], works: Works) -> None:
     """scikit-build-core makes <name>_ROOT of the entry points in the group cmake.root."""
     from importlib.metadata import entry_points
 
     (entry,) = entry_points(group="cmake.root", name="shmem_providers")
-    works(build(FIND, f"-Dshmem_providers_ROOT={Path(entry.load().__file__).parent}"))
+    works(cmake_build(FIND, f"-Dshmem_providers_ROOT={Path(entry.load().__file__).parent}"))
 
 
-def test_find_package_refuses_another_version(tmp_path: Path, run: Run, tool: Tool) -> None:
-    project = cmake_project(tmp_path / "project", "find_package(shmem_providers 0.999 REQUIRED)")
+def test_find_package_refuses_another_version(
+    tmp_path: Path, cmake_project: Callable[[str], Path], run: Run, tool: Tool
+) -> None:
+    project = cmake_project("find_package(shmem_providers 0.999 REQUIRED)")
     result = run(tool("cmake"), "-S", project, "-B", tmp_path / "binary", f"-Dshmem_providers_DIR={get_cmake_dir()}")
     assert result.returncode == 1
     assert f"version: {shmem_providers.__version__}" in result.stderr
 
 
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
-def test_add_subdirectory(shared: str, build: Callable[..., Path], works: Works, check: Check, tool: Tool) -> None:
-    program = build(f'add_subdirectory("{ROOT}/csrc" shmem_providers)', f"-DBUILD_SHARED_LIBS={shared}")
+def test_add_subdirectory(
+    shared: str, cmake_build: Callable[..., Path], works: Works, check: Check, tool: Tool
+) -> None:
+    program = cmake_build(f'add_subdirectory("{ROOT}/csrc" shmem_providers)', f"-DBUILD_SHARED_LIBS={shared}")
     works(program)
     assert ("libshmem_providers.so" in needed(check, tool, program)) == (shared == "ON")
 
 
-def test_fetch_content(build: Callable[..., Path], works: Works, sdist: Path) -> None:
+def test_fetch_content(cmake_build: Callable[..., Path], works: Works, sdist: Path) -> None:
     """Of the source distribution, which is a local file here."""
     works(
-        build(
+        cmake_build(
             f'include(FetchContent)\nFetchContent_Declare(shmem_providers URL "{sdist}" SOURCE_SUBDIR csrc)\n'
             "FetchContent_MakeAvailable(shmem_providers)"
         )
@@ -268,7 +247,7 @@ def test_fetch_content(build: Callable[..., Path], works: Works, sdist: Path) ->
 
 @pytest.mark.parametrize("shared", ["ON", "OFF"])
 def test_cmake_install(
-    shared: str, tmp_path: Path, build: Callable[..., Path], works: Works, check: Check, tool: Tool
+    shared: str, tmp_path: Path, cmake_build: Callable[..., Path], works: Works, check: Check, tool: Tool
 ) -> None:
     """What is installed works where it is moved to, by find_package() and by pkg-config."""
     cmake, prefix, library = tool("cmake"), tmp_path / "moved here", tmp_path / "library"
@@ -281,7 +260,7 @@ def test_cmake_install(
         assert exported(check, tool, prefix / "lib/deep/libshmem_providers.so") == (
             (ROOT / "csrc/exports.txt").read_text().split()
         )
-    works(build(FIND, f"-Dshmem_providers_DIR={prefix}/lib/deep/cmake/shmem_providers"))
+    works(cmake_build(FIND, f"-Dshmem_providers_DIR={prefix}/lib/deep/cmake/shmem_providers"))
 
     # pkg-config escapes the blank, which is for a shell
     flags = f"$(pkg-config {'' if shared == 'ON' else '--static'} --cflags --libs shmem_providers)"

@@ -105,24 +105,10 @@ def test_what_the_wheel_has(package: Path, check: Check, tool: Tool) -> None:
 
 
 @pytest.fixture
-def build(tmp_path: Path, windows: str, check: Check, tool: Tool) -> Callable[..., Path]:
+def build(windows: str, cmake_build: Callable[..., Path]) -> Callable[..., Path]:
     """Give a function that builds a stranger's CMake project and gives its program."""
-
-    def build(lines: str, *options: str) -> Path:
-        cmake, project, binary = tool("cmake"), tmp_path / "project", tmp_path / "binary"
-        project.mkdir()
-        shutil.copy(PROGRAM, project)
-        (project / "CMakeLists.txt").write_text(
-            f"cmake_minimum_required(VERSION 3.16)\nproject(stranger C)\n{lines}\n"
-            "add_executable(program program.c)\n"
-            "target_link_libraries(program PRIVATE shmem_providers::shmem_providers)\n"
-        )
-        cross = ["-DCMAKE_SYSTEM_NAME=Windows", f"-DCMAKE_C_COMPILER={MINGW[0]}"]
-        check(cmake, "-S", project, "-B", binary, *cross, f"-DCMAKE_C_FLAGS={' '.join(STRICT)}", *options)
-        check(cmake, "--build", binary)
-        return binary / "program.exe"
-
-    return build
+    cross = ["-DCMAKE_SYSTEM_NAME=Windows", f"-DCMAKE_C_COMPILER={MINGW[0]}"]
+    return lambda lines, *options: cmake_build(lines, *cross, *options).with_suffix(".exe")
 
 
 def test_find_package(build: Callable[..., Path], package: Path, works: Works) -> None:
