@@ -4,7 +4,8 @@
 #   tools/wheel.sh            all of the table below
 #   tools/wheel.sh TARGET...  these
 #
-# What is there already, and as new as the sources, stays. $PYTHON, .venv/bin/python if not given, has to have setuptools and ziglang. tools/check_wheel.py judges what came out.
+# What is there already, and as new as the sources, stays. $PYTHON, .venv/bin/python if not given, has to have
+# setuptools and ziglang. tools/check_wheel.py judges what came out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

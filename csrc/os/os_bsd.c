@@ -104,6 +104,7 @@ static int limit(int which, unsigned long long *ret_value) {
     return 0;
 }
 
+#define LIMIT(upper, lower) KERN_SHMINFO_##upper
 #else
 #if defined(__APPLE__)
 #define PREFIX "kern.sysv."
@@ -123,11 +124,7 @@ static int limit(const char *name, unsigned long long *ret_value) {
     *ret_value = size == sizeof value.small ? value.small : value.large;
     return 0;
 }
-#endif
 
-#if defined(__OpenBSD__)
-#define LIMIT(upper, lower) KERN_SHMINFO_##upper
-#else
 #define LIMIT(upper, lower) PREFIX #lower
 #endif
 
