@@ -27,7 +27,7 @@ SYSTEM_LIBRARIES = ["rt"] if PLATFORM.startswith(("linux", "manylinux", "musllin
 if not re.match(r"(linux|manylinux|musllinux|android|macosx|ios|win|freebsd|dragonfly|netbsd|openbsd)[-_\d]", PLATFORM):
     sys.exit(
         f"shmem_providers does not support {PLATFORM}: build it for Linux, Android, macOS, iOS, Windows or a BSD, "
-        "or add this system, beginning at csrc/core/platform.h"
+        "or add this system, beginning at csrc/os/platform.h"
     )
 if FREE_THREADED and sys.version_info < (3, 14):
     sys.exit(

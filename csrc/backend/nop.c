@@ -7,35 +7,25 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static int take(shmp_shmem *shmem, shmp_error *reterr) {
-    shmem->data = shmp__os_allocate(shmem->size);
-    return shmem->data ? 0 : shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", shmem->size);
+static int nop_create(shmp__mapping *mapping, shmp_error *reterr) {
+    mapping->data = shmp__os_allocate(mapping->size);
+    return mapping->data ? 0 : shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", mapping->size);
 }
 
-static int nop_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
-    (void)name;
-    return take(shmem, reterr);
-}
-
-static int nop_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+static int nop_attach(shmp__mapping *mapping, const char *id, shmp_error *reterr) {
     if (*id) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": nop's id is empty", id);
-    return take(shmem, reterr);
+    return nop_create(mapping, reterr);
 }
 
-static int nop_close(shmp_shmem *shmem, shmp_error *reterr) {
+static int nop_unmap(shmp__mapping *mapping, shmp_error *reterr) {
     (void)reterr;
-    free(shmem->data);
+    free(mapping->data);
     return 0;
 }
 
-static int nop_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
-    (void)shmem, (void)reterr;
+static int nop_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    (void)mapping, (void)reterr;
     ret_id[0] = 0;
-    return 0;
-}
-
-static int nop_accepts(const char *id) {
-    (void)id; /* "std" must not take a lost id for private memory */
     return 0;
 }
 
@@ -44,8 +34,8 @@ static int nop_list(shmp_provider *provider, shmp_visitor visit, void *context, 
     return 0; /* private memory is no segment */
 }
 
-static int nop_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
-    (void)shmem, (void)reterr;
+static int nop_users(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr) {
+    (void)mapping, (void)reterr;
     return visit(context, shmp__os_pid());
 }
 
@@ -58,18 +48,13 @@ static int nop_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_err
 
 const shmp__ops shmp__nop_ops = {
     .name = "nop",
-    .provider_flags = 0,
-    .create_flags = 0,
-    .can = 0,
-    .open = NULL,
-    .accepts = nop_accepts,
+    .provider_size = sizeof(shmp_provider),
+    .mapping_size = sizeof(shmp__mapping),
     .create = nop_create,
     .attach = nop_attach,
-    .close = nop_close,
-    .persist = NULL,
+    .unmap = nop_unmap,
     .describe = nop_describe,
     .list = nop_list,
-    .reap = NULL,
     .users = nop_users,
     .limits = nop_limits,
 };

@@ -5,43 +5,51 @@
  * shmget and that mark, a few microseconds. Elsewhere nobody could attach any more, so the owner
  * marks it at close, and after SIGKILL it stays: ipcs, ipcrm. Cannot: a descriptor, survive exec of
  * its last user. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_SYSV
 #include "backend/unix.h"
 
+#include <stdint.h>
 #include <stdio.h>
 
-static int sysv_open(shmp_provider *provider, shmp_error *reterr) {
-    (void)provider;
-    if (shmp__os_shmget(0) != -ENOSYS) return 0; /* a size of 0 is EINVAL where there is SysV */
+typedef struct sysv_mapping {
+    shmp__mapping base;
+    int id;
+} sysv_mapping;
+
+static int id_of(const shmp__mapping *mapping) { return ((const sysv_mapping *)mapping)->id; }
+
+static int sysv_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
+    (void)provider, (void)options;
+    if (shmp__os_shmget(0, 0600) != -ENOSYS) return 0; /* a size of 0 is EINVAL where there is SysV */
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "shmget", "this kernel is built without System V IPC: open posix");
 }
 
-static int fail_shmget(const shmp_shmem *shmem, int error, shmp_error *reterr) {
+static int fail_shmget(size_t size, int error, shmp_error *reterr) {
     switch (error) {
     case -ENOSPC:
         return shmp__fail_os(reterr, error, "shmget",
-                             "%zu bytes: sysctl %sshmall (pages) or %sshmmni (segments; see ipcs -m) is used up",
-                             shmem->size, shmp__os_sysctl, shmp__os_sysctl);
+                             "%zu bytes: sysctl %sshmall (pages) or %sshmmni (segments; see ipcs -m) is used up", size,
+                             shmp__os_sysctl, shmp__os_sysctl);
     case -EINVAL:
-        return shmp__fail_os(reterr, error, "shmget", "%zu bytes: raise sysctl %sshmmax", shmem->size, shmp__os_sysctl);
-    default: return shmp__fail_os(reterr, error, "shmget", "%zu bytes", shmem->size);
+        return shmp__fail_os(reterr, error, "shmget", "%zu bytes: raise sysctl %sshmmax", size, shmp__os_sysctl);
+    default: return shmp__fail_os(reterr, error, "shmget", "%zu bytes", size);
     }
 }
 
 /* Whoever holds a handle is attached, so the id cannot be reused before close. */
-static int map(shmp_shmem *shmem, int id) {
-    shmem->key = id;
-    return shmp__os_shmat(id, !!(shmem->flags & SHMP_READ_ONLY), &shmem->data);
+static int map(shmp__mapping *mapping, int id) {
+    ((sysv_mapping *)mapping)->id = id;
+    return shmp__os_shmat(id, !!(mapping->flags & SHMP_READ_ONLY), &mapping->data);
 }
 
-static int reserve(shmp_shmem *shmem, shmp_error *reterr) {
-    int result = shmp__check_memory(shmem->size, "madvise", reterr);
+static int reserve(const shmp__mapping *mapping, shmp_error *reterr) {
+    int result = shmp__check_memory(mapping->size, "madvise", reterr);
     if (result < 0) return result;
-    result = shmp__os_populate(shmem->data, shmem->size);
+    result = shmp__os_populate(mapping->data, mapping->size);
     if (result == -EINVAL || result == -EOPNOTSUPP)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "madvise", "reserving sysv memory needs Linux 5.14: open memfd");
-    return result < 0 ? shmp__fail_os(reterr, result, "madvise", "%zu bytes", shmem->size) : 0;
+    return result < 0 ? shmp__fail_os(reterr, result, "madvise", "%zu bytes", mapping->size) : 0;
 }
 
 static int remove_segment(int id, shmp_error *reterr) {
@@ -50,66 +58,73 @@ static int remove_segment(int id, shmp_error *reterr) {
     return failed < 0 ? shmp__fail_os(reterr, failed, "shmctl", "IPC_RMID of %d: ipcrm -m %d", id, id) : 0;
 }
 
-static int sysv_create(shmp_shmem *shmem, const char *name, shmp_error *reterr) {
-    (void)name;
-    int id = shmp__os_shmget(shmem->size);
-    if (id < 0) return fail_shmget(shmem, id, reterr);
-    int failed = map(shmem, id), result = 0, is_removed = 0;
+static int sysv_create(shmp__mapping *mapping, shmp_error *reterr) {
+    int id = shmp__os_shmget(mapping->size, shmp__mode_of(mapping));
+    if (id < 0) return fail_shmget(mapping->size, id, reterr);
+    int failed = map(mapping, id), result = 0, is_removed = 0;
     if (failed < 0 || shmp__os_shm_attaches_removed) {
         result = remove_segment(id, reterr);
         is_removed = 1;
     }
     if (failed < 0) return shmp__fail_os(reterr, failed, "shmat", "%d", id);
-    if (result == 0 && shmem->flags & SHMP_RESERVE) result = reserve(shmem, reterr);
+    if (result == 0 && mapping->flags & SHMP_RESERVE) result = reserve(mapping, reterr);
     if (result < 0) {
-        (void)shmp__os_shmdt(shmem->data);
+        (void)shmp__os_shmdt(mapping->data);
         if (!is_removed) (void)remove_segment(id, NULL);
     }
     return result;
 }
 
-static int sysv_attach(shmp_shmem *shmem, const char *id, shmp_error *reterr) {
+/* Of what is attached. The creator can be another user who gave it to this one (IPC_SET): both are looked at. */
+static int check(shmp__mapping *mapping, const char *text, shmp_error *reterr) {
+    shmp__os_segment segment;
+    int id = id_of(mapping), result = shmp__os_shm_segment(id, &segment);
+    if (result < 0) return shmp__fail_os(reterr, result, "shmctl", "IPC_STAT of %d", id);
+    result = shmp__check_user(mapping, segment.creator, "shmctl", text, reterr);
+    if (result == 0) result = shmp__check_user(mapping, segment.user, "shmctl", text, reterr);
+    if (result < 0) return result;
+    if (segment.size < mapping->size)
+        return shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", id, segment.size,
+                          mapping->size);
+    if (mapping->flags & SHMP_WHOLE) mapping->size = segment.size;
+    return 0;
+}
+
+static int sysv_attach(shmp__mapping *mapping, const char *id, shmp_error *reterr) {
     int number = shmp__decimal_id(id);
     if (number < 0) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a sysv id is a decimal shmid", id);
-    int result = 0, failed = map(shmem, number);
+    int failed = map(mapping, number);
     if (failed == -EINVAL || failed == -EIDRM)
         return shmp__fail(reterr, SHMP_ENOTFOUND, "shmat",
                           "%d: its last user let go, or it is not of this IPC namespace", number);
     if (failed < 0)
         return shmp__fail_os(reterr, failed, "shmat", "%d%s", number, failed == -EACCES ? " is another user's" : "");
-    size_t size = 0;
-    failed = shmp__os_shm_size(number, &size);
-    if (failed < 0)
-        result = shmp__fail_os(reterr, failed, "shmctl", "IPC_STAT of %d", number);
-    else if (size < shmem->size)
-        result = shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", number, size,
-                            shmem->size);
-    if (result < 0) (void)shmp__os_shmdt(shmem->data);
-    if (shmem->flags & SHMP_WHOLE) shmem->size = size;
+    int result = check(mapping, id, reterr);
+    if (result < 0) (void)shmp__os_shmdt(mapping->data);
     return result;
 }
 
-static int sysv_close(shmp_shmem *shmem, shmp_error *reterr) {
-    int result = 0, failed = shmp__os_shmdt(shmem->data);
-    if (failed < 0) result = shmp__fail_os(reterr, failed, "shmdt", "%d", shmem->key);
-    if (shmp__os_shm_attaches_removed || !shmp__is_owner(shmem)) return result;
-    failed = remove_segment(shmem->key, result < 0 ? NULL : reterr);
-    return result < 0 ? result : failed;
+static int sysv_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    int id = id_of(of), failed = map(mapping, id);
+    return failed < 0 ? shmp__fail_os(reterr, failed, "shmat", "%d", id) : 0;
 }
 
-static int sysv_describe(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+static int sysv_destroy(shmp__mapping *mapping, shmp_error *reterr) {
+    return shmp__os_shm_attaches_removed ? 0 : remove_segment(id_of(mapping), reterr); /* it was at creation */
+}
+
+static int sysv_unmap(shmp__mapping *mapping, shmp_error *reterr) {
+    int failed = shmp__os_shmdt(mapping->data);
+    return failed < 0 ? shmp__fail_os(reterr, failed, "shmdt", "%d", id_of(mapping)) : 0;
+}
+
+static int sysv_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     (void)reterr;
-    snprintf(ret_id, SHMP__ID_SIZE, "%d", shmem->key);
+    snprintf(ret_id, SHMP__ID_SIZE, "%d", id_of(mapping));
     return 0;
 }
 
 static int sysv_accepts(const char *id) { return shmp__decimal_id(id) >= 0; }
-
-static int sysv_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
-    (void)provider, (void)visit, (void)context;
-    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_list",
-                      "sysv segments bear no mark of who made them: ipcs -m shows everybody's");
-}
 
 static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     (void)provider;
@@ -123,18 +138,18 @@ static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_er
 
 const shmp__ops shmp__sysv_ops = {
     .name = "sysv",
-    .provider_flags = 0,
-    .create_flags = SHMP_RESERVE,
-    .can = SHMP__CAN_FAVOUR,
+    .create_flags = SHMP_RESERVE | SHMP__MODE,
+    .can = SHMP__CAN_SHARE | SHMP__CAN_AFL,
+    .provider_size = sizeof(shmp_provider),
+    .mapping_size = sizeof(sysv_mapping),
     .open = sysv_open,
     .accepts = sysv_accepts,
     .create = sysv_create,
     .attach = sysv_attach,
-    .close = sysv_close,
-    .persist = NULL,
+    .clone = sysv_clone,
+    .destroy = sysv_destroy,
+    .unmap = sysv_unmap,
     .describe = sysv_describe,
-    .list = sysv_list,
-    .reap = NULL,
     .users = shmp__unix_users,
     .limits = sysv_limits,
 };

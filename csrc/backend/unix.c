@@ -1,26 +1,49 @@
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_UNIX
 #include "backend/unix.h"
 
+#include <stdint.h>
 #include <stdio.h>
 
-int shmp__fd_map(shmp_shmem *shmem, int fd, shmp_error *reterr) {
-    int result = shmp__os_map(fd, shmem->size, !!(shmem->flags & SHMP_READ_ONLY), &shmem->data);
-    if (result == -EACCES || result == -EPERM)
-        return shmp__fail_os(reterr, result, "mmap", "fd %d is not open for writing: attach with read_only", fd);
-    if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes of fd %d", shmem->size, fd);
-    shmem->fd = fd;
+static int is_read_only(const shmp__mapping *mapping) { return !!(mapping->flags & SHMP_READ_ONLY); }
+
+int shmp__fd_map(shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    if (mapping->mapped < mapping->size) mapping->mapped = mapping->size;
+    if (!(mapping->flags & SHMP_UNMAPPED)) {
+        int result = shmp__os_map(fd, mapping->mapped, is_read_only(mapping), &mapping->data);
+        if (result == -EACCES || result == -EPERM)
+            return shmp__fail_os(reterr, result, "mmap", "fd %d is not open for writing: attach with read_only", fd);
+        if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes of fd %d", mapping->size, fd);
+    }
+    shmp__fd(mapping)->fd = fd;
     return 0;
 }
 
-int shmp__fd_map_checked(shmp_shmem *shmem, int fd, const shmp__os_file *file, const char *id, shmp_error *reterr) {
+int shmp__check_user(const shmp__mapping *mapping, unsigned long user, const char *call, const char *id,
+                     shmp_error *reterr) {
+    if (mapping->flags & SHMP_ANY_USER || user == 0 || user == shmp__os_user()) return 0;
+    return shmp__fail_os(reterr, EACCES, call,
+                         "\"%s\" is user %lu's, who could change or truncate it: if you trust them, attach with "
+                         "any_user=True (SHMP_ANY_USER)",
+                         id, user);
+}
+
+int shmp__fd_map_checked(shmp__mapping *mapping, int fd, const shmp__os_file *file, const char *id,
+                         shmp_error *reterr) {
     if (!file->is_regular)
         return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is a pipe, socket, directory or device", id);
-    if (file->size < shmem->size)
+    int result = shmp__check_user(mapping, file->user, "fstat", id, reterr);
+    if (result < 0) return result;
+    if (file->size < mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" has %llu bytes, the description says %zu", id,
-                          file->size, shmem->size);
-    if (shmem->flags & SHMP_WHOLE) shmem->size = (size_t)file->size;
-    return shmp__fd_map(shmem, fd, reterr);
+                          file->size, mapping->size);
+    if (mapping->flags & SHMP_WHOLE) {
+        if (file->size > PTRDIFF_MAX)
+            return shmp__fail(reterr, SHMP_EOVERFLOW, "fstat", "\"%s\" has %llu bytes", id, file->size);
+        mapping->size = (size_t)file->size;
+    }
+    if (file->granule) mapping->mapped = (mapping->size + file->granule - 1) / file->granule * file->granule;
+    return shmp__fd_map(mapping, fd, reterr);
 }
 
 int shmp__fd_stat(int fd, shmp__os_file *ret_file, shmp_error *reterr) {
@@ -28,54 +51,78 @@ int shmp__fd_stat(int fd, shmp__os_file *ret_file, shmp_error *reterr) {
     return result < 0 ? shmp__fail_os(reterr, result, "fstat", "fd %d", fd) : 0;
 }
 
-static int check_and_map(shmp_shmem *shmem, int fd, int number, shmp_error *reterr) {
+/* Seals before the size: what is sealed then has that size for ever. */
+static int check_and_map(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
     shmp__os_file file;
-    char id[SHMP__ID_SIZE];
-    snprintf(id, sizeof id, "%d", number);
-    int result = shmp__fd_stat(fd, &file, reterr);
+    int seals = shmp__os_size_is_sealed(fd), result = shmp__fd_stat(fd, &file, reterr);
     if (result < 0) return result;
-    if (file.is_regular && shmp__os_size_is_sealed(fd) < 0)
-        return shmp__fail(reterr, SHMP_EID, "fcntl", "fd %d is an ordinary file, no shared memory", number);
-    return shmp__fd_map_checked(shmem, fd, &file, id, reterr);
+    if (file.is_regular && seals < 0 && !shmp__os_is_in_shm_place(&file))
+        return shmp__fail(reterr, SHMP_EID, "fcntl", "\"%s\" is an ordinary file, no shared memory", id);
+    return shmp__fd_map_checked(mapping, fd, &file, id, reterr);
 }
 
-int shmp__fd_attach_number(shmp_shmem *shmem, int number, shmp_error *reterr) {
+int shmp__fd_attach(shmp__mapping *mapping, int number, const char *id, shmp_error *reterr) {
+    char shown[SHMP__ID_SIZE];
     int fd = shmp__os_dup(number);
     if (fd == -EBADF)
         return shmp__fail(reterr, SHMP_ENOTFOUND, "fcntl",
                           "this process has no fd %d: a descriptor id must be inherited or sent", number);
     if (fd < 0) return shmp__fail_os(reterr, fd, "fcntl", "fd %d", number);
-    int result = check_and_map(shmem, fd, number, reterr);
+    snprintf(shown, sizeof shown, "%d", number);
+    int result = check_and_map(mapping, fd, *id ? id : shown, reterr);
     if (result < 0) (void)shmp__os_close(fd);
     return result;
 }
 
+int shmp__fd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    const shmp__fd_mapping *from = shmp__fd_of(of);
+    int fd = shmp__os_dup(from->fd);
+    if (fd < 0) return shmp__fail_os(reterr, fd, "fcntl", "fd %d", from->fd);
+    mapping->mapped = of->mapped;
+    int result = shmp__fd_map(mapping, fd, reterr);
+    if (result < 0) {
+        (void)shmp__os_close(fd);
+        return result;
+    }
+    for (int i = 0; i < SHMP__ID_SIZE; i++) shmp__fd(mapping)->name[i] = from->name[i];
+    return 0;
+}
+
 int shmp__fd_limit(unsigned long long segments, unsigned long long *ret_segments, shmp_error *reterr) {
     unsigned long long descriptors;
-    int result = shmp__os_descriptor_limit(&descriptors);
+    int result = shmp__os_free_descriptors(&descriptors);
     if (result < 0) return shmp__fail_os(reterr, result, "getrlimit", "RLIMIT_NOFILE");
     *ret_segments = segments < descriptors ? segments : descriptors;
     return 0;
 }
 
-int shmp__fd_close(shmp_shmem *shmem, shmp_error *reterr) {
-    int result = 0, failed = shmp__os_unmap(shmem->data, shmem->size);
-    if (failed < 0) result = shmp__fail_os(reterr, failed, "munmap", "%zu bytes at %p", shmem->size, shmem->data);
-    failed = shmp__os_close(shmem->fd);
-    if (failed < 0 && result == 0) result = shmp__fail_os(reterr, failed, "close", "fd %d", shmem->fd);
-    return result;
+int shmp__fd_close(shmp__mapping *mapping, shmp_error *reterr) {
+    int fd = shmp__fd(mapping)->fd, result = shmp__os_close(fd);
+    return result < 0 ? shmp__fail_os(reterr, result, "close", "fd %d", fd) : 0;
 }
 
-int shmp__fd_persist(shmp_shmem *shmem, shmp_error *reterr) {
-    int result = shmp__os_keep_on_exec(shmem->fd);
-    return result < 0 ? shmp__fail_os(reterr, result, "fcntl", "fd %d", shmem->fd) : 0;
+int shmp__fd_unmap(shmp__mapping *mapping, shmp_error *reterr) {
+    int result = shmp__os_unmap(mapping->data, mapping->mapped);
+    return result < 0 ? shmp__fail_os(reterr, result, "munmap", "%zu bytes at %p", mapping->mapped, mapping->data) : 0;
 }
 
-int shmp__unix_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
-    int result = shmp__os_each_user(shmem->data, visit, context);
+int shmp__fd_fileno(const shmp__mapping *mapping) { return shmp__fd_of(mapping)->fd; }
+
+int shmp__fd_persist(shmp__mapping *mapping, shmp_error *reterr) {
+    int fd = shmp__fd(mapping)->fd, result = shmp__os_keep_on_exec(fd);
+    return result < 0 ? shmp__fail_os(reterr, result, "fcntl", "fd %d", fd) : 0;
+}
+
+int shmp__unix_users(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr) {
+    int result = shmp__os_each_user(mapping->data, visit, context);
     if (shmp__os_is_unsupported(result))
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
-    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/maps: who maps %p", shmem->data) : result;
+    return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/maps: who maps %p", mapping->data) : result;
+}
+
+unsigned shmp__mode_of(const shmp__mapping *mapping) {
+    unsigned mode = (mapping->flags & SHMP__MODE) >> 16;
+    return mode ? mode : 0600;
 }
 
 int shmp__check_memory(size_t size, const char *call, shmp_error *reterr) {

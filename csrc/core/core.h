@@ -1,4 +1,8 @@
-/* What the core and the backends share. Nothing here names a system call. */
+/* What the core and the mechanisms share. Nothing here names a system call.
+ *
+ * A shmp_provider is an opened mechanism. A shmp_shmem is a handle: small, one for each that a program holds. Handles
+ * that are clones of each other share one shmp__mapping, which has what is mapped and whatever keeps it open. What is
+ * particular to a mechanism lies in a struct of its own file that begins with shmp_provider or shmp__mapping. */
 #ifndef SHMP_CORE_H
 #define SHMP_CORE_H
 
@@ -18,61 +22,111 @@ enum { SHMP__ID_SIZE = sizeof(((shmp_description *)0)->id) };
 typedef struct shmp__ops shmp__ops;
 
 struct shmp_provider {
-    const shmp__ops *ops; /* of the mechanism that creates */
+    const shmp__ops *ops;
     shmp__atomic_uint references;
     unsigned flags;          /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
     long pid;                /* in which it was opened */
-    int attaches_by_id;      /* "std": the shape of an id decides the mechanism */
     shmp__atomic_uint *mark; /* tells this process from its forked children, where it is 0; NULL: pids do */
     shmp__atomic_uint marks; /* used so far, by this process and those it was forked from */
-    unsigned state;          /* these two are the backend's own, set by its open and constant afterwards */
-    void *memory;            /* from shmp__os_allocate, freed with the provider */
+    shmp_provider *inner;    /* which it wraps; it holds a reference */
 };
+
+typedef struct shmp__mapping {
+    shmp_provider *provider; /* it holds a reference */
+    shmp__atomic_uint open;  /* handles that are not closed: the descriptor goes with the last */
+    shmp__atomic_uint held;  /* those, and closed ones whose memory is still viewed: the mapping goes with the last */
+    void *data;              /* NULL: SHMP_UNMAPPED */
+    size_t size, mapped;     /* mapped: size, or what the system needs to hear to unmap it */
+    unsigned flags;          /* as create or attach were told */
+} shmp__mapping;
 
 struct shmp_shmem {
-    shmp_provider *provider;
-    const shmp__ops *ops;
+    shmp__mapping *mapping;
     void *data;
     size_t size;
-    unsigned flags;           /* SHMP_READ_ONLY, and SHMP_OWNER as it was in the creating process */
-    int fd;                   /* -1: none */
-    int key;                  /* sysv: shmid */
-    void *section;            /* win32: HANDLE */
-    unsigned creator;         /* shmp__process_mark() of the process in which this handle was made */
-    char name[SHMP__ID_SIZE]; /* posix, win32; "": posix unlinked it at once */
+    unsigned flags;   /* SHMP_READ_ONLY, SHMP_OWNER as it was in the creating process, SHMP__RETIRED */
+    unsigned creator; /* shmp__process_mark() of the process in which this handle was made */
 };
 
-/* One mechanism. A function returns 0 or what shmp__fail returned; what it took before failing
- * it has released. `shmem` comes zeroed with provider, size, flags and fd = -1 filled in. */
+enum { SHMP__RETIRED = 0x8000 /* closed, but for the memory */ };
+
+/* One mechanism. A function returns 0 or what shmp__fail returned; what it took before failing it has released.
+ * NULL is what a mechanism cannot do, or has no need of; those marked * must be there. A new mapping comes zeroed,
+ * with provider, size and flags filled in. */
 struct shmp__ops {
-    const char *name;
-    unsigned create_flags;                                    /* SHMP_... flags that create accepts */
-    unsigned provider_flags;                                  /* likewise for opening */
-    unsigned can;                                             /* SHMP__CAN_... */
-    int (*open)(shmp_provider *provider, shmp_error *reterr); /* NULL: nothing to find out */
-    int (*accepts)(const char *id);                           /* has the shape of this mechanism's ids: for "std" */
-    int (*create)(shmp_shmem *shmem, const char *name, shmp_error *reterr); /* name: may be NULL */
-    int (*attach)(shmp_shmem *shmem, const char *id, shmp_error *reterr);
-    int (*close)(shmp_shmem *shmem, shmp_error *reterr);
-    int (*persist)(shmp_shmem *shmem, shmp_error *reterr); /* NULL: exec of its last user ends it */
-    int (*describe)(const shmp_shmem *shmem, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
+    const char *name;                   /* * */
+    unsigned create_flags;              /* SHMP_... flags that create accepts, SHMP__MODE among them */
+    unsigned provider_flags;            /* likewise for opening */
+    unsigned can;                       /* SHMP__CAN_... */
+    size_t provider_size, mapping_size; /* * of structs that begin with shmp_provider and shmp__mapping */
+
+    int (*open)(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr);
+    void (*end)(shmp_provider *provider); /* the last reference is gone; also after an open that failed */
+    int (*pre_fork)(shmp_provider *provider, shmp_error *reterr);
+    int (*post_fork)(shmp_provider *provider, int is_child, shmp_error *reterr);
+    /* The provider that does it instead: to create (id NULL), or to attach to that id. */
+    shmp_provider *(*route)(shmp_provider *provider, const char *id, shmp_error *reterr);
+    int (*accepts)(const char *id); /* has the shape of its ids; NULL: "std" attaches to none of them */
+
+    int (*create)(shmp__mapping *mapping, shmp_error *reterr); /* * but for one that routes; so are the others */
+    int (*create_named)(shmp__mapping *mapping, const char *name, shmp_error *reterr);
+    int (*attach)(shmp__mapping *mapping, const char *id, shmp_error *reterr);            /* * */
+    int (*attach_fd)(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr); /* id: "" is not known */
+    int (*clone)(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr); /* NULL: clones always share */
+    int (*destroy)(shmp__mapping *mapping, shmp_error *reterr); /* the owner closes; NULL: it goes with its users */
+    int (*close)(shmp__mapping *mapping, shmp_error *reterr);   /* all but the memory */
+    int (*unmap)(shmp__mapping *mapping, shmp_error *reterr);   /* * */
+    int (*fileno)(const shmp__mapping *mapping);
+    int (*persist)(shmp__mapping *mapping, shmp_error *reterr); /* NULL: exec of its last user ends it */
+    int (*describe)(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr); /* * */
     int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
     int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,
                 shmp_error *reterr); /* NULL: its segments never outlive their users */
-    int (*users)(const shmp_shmem *shmem, shmp_user_visitor visit, void *context,
-                 shmp_error *reterr); /* NULL: the system does not tell */
-    int (*limits)(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr); /* struct_size is the core's */
+    int (*users)(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr);
+    int (*limits)(shmp_provider *provider, shmp_limits *ret_limits,
+                  shmp_error *reterr); /* * struct_size is the core's */
 };
 
 enum {
-    SHMP__CAN_NAME = 1,  /* create takes a name */
-    SHMP__CAN_FAVOUR = 2 /* really shares memory: "std" may choose it */
+    SHMP__CAN_SHARE = 1,     /* really shares memory: "std" may choose it */
+    SHMP__CAN_AFL = 2,       /* its ids are what an AFL++ target reads */
+    SHMP__CAN_WRAP = 4,      /* takes options.inner */
+    SHMP__CAN_ADDRESS = 8,   /* takes options.address and timeout_ms */
+    SHMP__MODE = 0777 << 16, /* in flags: SHMP_MODE() */
 };
 
-extern const shmp__ops shmp__memfd_ops, shmp__posix_ops, shmp__sysv_ops, shmp__win32_ops, shmp__nop_ops;
+/* The mechanisms, best first: name, and whether this platform has it (os/platform.h). To add one, write
+ * backend/<name>.c, which defines shmp__<name>_ops, and a row here. */
+#define SHMP__MECHANISMS(ROW)                                                                                          \
+    ROW(memfd, SHMP_HAVE_MEMFD)                                                                                        \
+    ROW(posix, SHMP_HAVE_POSIX)                                                                                        \
+    ROW(sysv, SHMP_HAVE_SYSV)                                                                                          \
+    ROW(win32, SHMP_HAVE_WIN32)                                                                                        \
+    ROW(nop, 1)                                                                                                        \
+    ROW(ashmem, 0)
 
-/* The mechanism whose ids look like that; NULL: none. */
-const shmp__ops *shmp__ops_for_id(const char *id);
+#define SHMP__DECLARE(name, have) extern const shmp__ops shmp__##name##_ops;
+SHMP__MECHANISMS(SHMP__DECLARE)
+#undef SHMP__DECLARE
+extern const shmp__ops shmp__std_ops;
+
+#define SHMP__COUNT(name, have) +1
+enum { SHMP__MECHANISM_COUNT = 0 SHMP__MECHANISMS(SHMP__COUNT) };
+
+/* The mechanism in that row; NULL: it is one of other platforms. */
+const shmp__ops *shmp__mechanism(unsigned row);
+
+/* Opens a provider, and one that is known to work: a segment was made. */
+int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *options, shmp_provider **ret_provider,
+                        shmp_error *reterr);
+int shmp__provider_open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);
+
+/* shmp_provider_open with the name that the environment wants in place of "std"; NULL: none. For Python, which
+ * opens without the lock that makes reading the environment safe. */
+int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_provider_options *options,
+                               shmp_provider **ret_provider, shmp_error *reterr);
+enum { SHMP__WANTED_SIZE = 64 };
+const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]);
 
 /* Fills in *reterr (may be NULL) and returns -code. */
 int shmp__fail(shmp_error *reterr, int code, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);
@@ -85,6 +139,9 @@ int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char
 /* For the limits of a mechanism that draws on memory: lowers `bytes` to what is free. */
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);
 
+/* Closes a handle but for its memory, which stays mapped until shmp_close(): name, descriptor and ownership go. */
+int shmp__retire(shmp_shmem *shmem, shmp_error *reterr);
+
 /* Whether this process made the handle; 0 in a forked child, also when it has the same pid in a
  * namespace of its own, or one that was used before. */
 int shmp__is_made_here(const shmp_shmem *shmem);
@@ -92,6 +149,9 @@ int shmp__is_owner(const shmp_shmem *shmem);
 
 /* A number that none of the processes has that this one was forked from. Never 0. */
 unsigned shmp__process_mark(shmp_provider *provider);
+
+/* `count` letters of an alphabet of 16 or 32, from the kernel: a generator's state would repeat after fork. */
+int shmp__random_letters(char *ret_letters, unsigned count, const char *alphabet, shmp_error *reterr);
 
 /* A decimal number as this library writes them: at most 19 digits, no sign, no leading zero, at most
  * `max`. Gives the first character after it, or NULL. */

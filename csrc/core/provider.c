@@ -1,7 +1,7 @@
-/* Providers: the table of mechanisms, and the choice of the best. */
+/* Providers: the table of mechanisms, and opening one. */
 #include "core/core.h"
-#include "core/platform.h"
 #include "os/os.h"
+#include "os/platform.h"
 
 #include <stdint.h>
 #include <stdio.h>
@@ -12,30 +12,19 @@
 #define WHERE_0(ops) NULL
 #define WHERE_(have, ops) WHERE_##have(ops)
 #define WHERE(have, ops) WHERE_(have, ops)
+#define ROW(name, have) {#name, WHERE(have, &shmp__##name##_ops)},
 
-/* Best first. A row without operations is a mechanism of other platforms. */
 static const struct {
     const char *name;
     const shmp__ops *ops;
-} table[] = {
-    {"memfd", WHERE(SHMP_HAVE_MEMFD, &shmp__memfd_ops)},
-    {"posix", WHERE(SHMP_HAVE_POSIX, &shmp__posix_ops)},
-    {"sysv", WHERE(SHMP_HAVE_SYSV, &shmp__sysv_ops)},
-    {"win32", WHERE(SHMP_HAVE_WIN32, &shmp__win32_ops)},
-    {"nop", &shmp__nop_ops},
-    {"ashmem", NULL},
-};
-enum { TABLE_SIZE = sizeof table / sizeof *table };
+} table[] = {SHMP__MECHANISMS(ROW)};
 
-const shmp__ops *shmp__ops_for_id(const char *id) {
-    for (unsigned i = 0; i < TABLE_SIZE; i++)
-        if (table[i].ops && table[i].ops->accepts(id)) return table[i].ops;
-    return NULL;
-}
+const shmp__ops *shmp__mechanism(unsigned row) { return table[row].ops; }
 
 static void release(shmp_provider *provider) {
+    if (provider->ops->end) provider->ops->end(provider);
     if (provider->mark) (void)shmp__os_unmap(provider->mark, sizeof *provider->mark);
-    free(provider->memory);
+    shmp_provider_close(provider->inner);
     free(provider);
 }
 
@@ -56,18 +45,35 @@ unsigned shmp__process_mark(shmp_provider *provider) {
     return shmp__atomic_swap_if(provider->mark, &mark, fresh) ? fresh : mark;
 }
 
-static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
+static int check_options(const shmp__ops *ops, const shmp_provider_options *options, shmp_error *reterr) {
     unsigned known = ops->provider_flags | SHMP_KEEP_LEFTOVERS;
-    if (flags & ~known)
-        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: %s knows %#x only", flags, ops->name, known);
-    shmp_provider *provider = shmp__os_allocate(sizeof *provider);
-    if (!provider) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *provider);
+    if (options->flags & ~known)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: %s knows %#x only", options->flags, ops->name,
+                          known);
+    if (options->inner && !(ops->can & SHMP__CAN_WRAP))
+        return shmp__fail(reterr, SHMP_EINVAL, "options.inner", "%s wraps no other provider", ops->name);
+    if ((options->address || options->timeout_ms) && !(ops->can & SHMP__CAN_ADDRESS))
+        return shmp__fail(reterr, SHMP_EINVAL, "options.address", "%s asks no service: no address, no timeout_ms",
+                          ops->name);
+    return 0;
+}
+
+int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *options, shmp_provider **ret_provider,
+                        shmp_error *reterr) {
+    int result = check_options(ops, options, reterr);
+    if (result < 0) return result;
+    shmp_provider *provider = shmp__os_allocate(ops->provider_size);
+    if (!provider) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", ops->provider_size);
     provider->ops = ops;
-    provider->flags = flags;
+    provider->flags = options->flags;
     provider->pid = shmp__os_pid();
     shmp__atomic_set(&provider->references, 1);
-    int result = mark_process(provider, reterr);
-    if (result == 0 && ops->open) result = ops->open(provider, reterr);
+    if (options->inner) {
+        provider->inner = options->inner;
+        shmp__atomic_add(&provider->inner->references, 1);
+    }
+    result = mark_process(provider, reterr);
+    if (result == 0 && ops->open) result = ops->open(provider, options, reterr);
     if (result < 0)
         release(provider);
     else
@@ -75,14 +81,19 @@ static int open_backend(const shmp__ops *ops, unsigned flags, shmp_provider **re
     return result;
 }
 
-/* Opens a provider that is known to work: a segment was made. */
-static int open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
+int shmp__provider_open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
+    shmp_provider_options options = {.struct_size = sizeof options, .flags = flags};
     shmp_provider *provider;
     shmp_shmem *trial;
-    int result = open_backend(ops, flags, &provider, reterr);
+    shmp_description description;
+    int result = shmp__provider_open(ops, &options, &provider, reterr);
     if (result < 0) return result;
     result = shmp_create(provider, 1, 0, &trial, reterr);
-    if (result == 0) result = shmp_close(trial, reterr);
+    if (result == 0) {
+        result = shmp_describe(trial, &description, reterr); /* memfd without /proc can be made, but not shared */
+        int closed = shmp_close(trial, result < 0 ? NULL : reterr);
+        if (result == 0) result = closed;
+    }
     if (result < 0)
         shmp_provider_close(provider);
     else
@@ -90,75 +101,97 @@ static int open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_
     return result;
 }
 
-static int open_named(const char *name, const char *said_by, unsigned flags, shmp_provider **ret_provider,
-                      shmp_error *reterr) {
-    for (unsigned i = 0; i < TABLE_SIZE; i++) {
-        if (strcmp(name, table[i].name) != 0) continue;
-        if (table[i].ops) return open_backend(table[i].ops, flags, ret_provider, reterr);
-        return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
-                          name);
-    }
+static int open_named(const char *name, const char *said_by, const shmp_provider_options *options,
+                      shmp_provider **ret_provider, shmp_error *reterr) {
     char names[100] = "std";
-    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
         size_t used = strlen(names);
         if (table[i].ops) snprintf(names + used, sizeof names - used, ", %s", table[i].name);
+        if (strcmp(name, table[i].name) != 0) continue;
+        if (table[i].ops) return shmp__provider_open(table[i].ops, options, ret_provider, reterr);
+        return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
+                          name);
     }
     return shmp__fail(reterr, SHMP_EINVAL, said_by, "no provider is called \"%.40s\": take one of %s", name, names);
 }
 
-static int open_best(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    char room[SHMP__ENV_ROOM];
-    const char *wanted = shmp__os_getenv("SHMEM_PROVIDER", room);
-    if (wanted && *wanted && strcmp(wanted, "std") != 0)
-        return open_named(wanted, "SHMEM_PROVIDER", flags, ret_provider, reterr);
-    shmp_error why = {.call = ""};
-    for (unsigned i = 0; i < TABLE_SIZE; i++) {
-        if (!table[i].ops || !(table[i].ops->can & SHMP__CAN_FAVOUR)) continue;
-        int result = open_tried(table[i].ops, flags, ret_provider, &why);
-        if (result == 0) return 0;
-        if (result == -SHMP_ENOMEM) return shmp__fail(reterr, SHMP_ENOMEM, why.call, "%s", why.message);
-    }
-    return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here; the last one, %s: %.120s", why.call,
-                      why.message);
+/* "std" creates with the one that the environment wants: it is opened first, so that a wrong name is told. */
+static int open_std(const char *wanted, const shmp_provider_options *options, shmp_provider **ret_provider,
+                    shmp_error *reterr) {
+    if (!wanted || !*wanted || strcmp(wanted, "std") == 0)
+        return shmp__provider_open(&shmp__std_ops, options, ret_provider, reterr);
+    shmp_provider_options with_chosen = *options;
+    int result = check_options(&shmp__std_ops, options, reterr);
+    if (result == 0) result = open_named(wanted, "SHMEM_PROVIDER", options, &with_chosen.inner, reterr);
+    if (result < 0) return result;
+    if (with_chosen.inner->ops->can & SHMP__CAN_SHARE)
+        result = shmp__provider_open(&shmp__std_ops, &with_chosen, ret_provider, reterr);
+    else
+        result =
+            shmp__fail(reterr, SHMP_EINVAL, "SHMEM_PROVIDER", "%s shares nothing: it is opened by name only", wanted);
+    shmp_provider_close(with_chosen.inner);
+    return result;
+}
+
+/* Structs that grow at their end, in both directions: a caller of today's header and one of a later. */
+static int take_options(const shmp_provider_options *given, shmp_provider_options *ret_options, shmp_error *reterr) {
+    size_t known = sizeof *ret_options;
+    if (given->struct_size < known)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size", "%zu: set it to sizeof(shmp_provider_options)",
+                          given->struct_size);
+    for (size_t i = known; i < given->struct_size; i++)
+        if (((const unsigned char *)given)[i])
+            return shmp__fail(reterr, SHMP_EINVAL, "options", "byte %zu is set: library %s does not know that option",
+                              i, SHMP_VERSION);
+    memcpy(ret_options, given, known);
+    return 0;
+}
+
+int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_provider_options *given,
+                               shmp_provider **ret_provider, shmp_error *reterr) {
+    shmp_provider_options options = {.struct_size = sizeof options};
+    if (!name || !ret_provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_open", "NULL argument");
+    int result = given ? take_options(given, &options, reterr) : 0;
+    if (result < 0) return result;
+    if (strcmp(name, "std") != 0) return open_named(name, "shmp_provider_open", &options, ret_provider, reterr);
+    if (options.inner) return shmp__fail(reterr, SHMP_EINVAL, "options.inner", "std wraps no other provider");
+    return open_std(wanted, &options, ret_provider, reterr);
+}
+
+const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]) {
+    char value_room[SHMP__ENV_ROOM];
+    const char *value = shmp__os_is_privileged() ? NULL : shmp__os_getenv("SHMEM_PROVIDER", value_room);
+    if (!value) return NULL;
+    snprintf(room, SHMP__WANTED_SIZE, "%s", value);
+    return room;
 }
 
 int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
                        shmp_error *reterr) {
-    unsigned flags = 0;
-    if (!name || !ret_provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_open", "NULL argument");
-    if (options) {
-        if (options->struct_size < sizeof *options)
-            return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size",
-                              "%zu: set it to sizeof(shmp_provider_options)", options->struct_size);
-        if (options->inner || options->address || options->timeout_ms)
-            return shmp__fail(reterr, SHMP_EINVAL, "options", "%.40s takes no inner, address or timeout", name);
-        flags = options->flags;
-    }
-    if (strcmp(name, "std") != 0) return open_named(name, "shmp_provider_open", flags, ret_provider, reterr);
-    if (flags & ~(unsigned)SHMP_KEEP_LEFTOVERS)
-        return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: std has no descriptor ids: open memfd or posix",
-                          flags);
-    shmp_provider *provider;
-    int result = open_best(flags, &provider, reterr);
-    if (result < 0) return result;
-    provider->attaches_by_id = 1;
-    *ret_provider = provider;
-    return 0;
+    char room[SHMP__WANTED_SIZE];
+    const char *wanted = name && strcmp(name, "std") == 0 ? shmp__wanted_provider(room) : NULL;
+    return shmp__provider_open_wanted(name, wanted, options, ret_provider, reterr);
 }
 
 void shmp_provider_close(shmp_provider *provider) {
     if (provider && shmp__atomic_sub(&provider->references, 1) == 1) release(provider);
 }
 
-const char *shmp_provider_name(const shmp_provider *provider) { return provider->ops->name; }
+/* Of "std", the one it has chosen. That never fails. */
+static shmp_provider *chosen(const shmp_provider *provider) {
+    shmp_provider *own = (shmp_provider *)(uintptr_t)provider;
+    return own->ops->route ? own->ops->route(own, NULL, NULL) : own;
+}
+
+const char *shmp_provider_name(const shmp_provider *provider) { return chosen(provider)->ops->name; }
 
 int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
     if (!ret_name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "NULL argument");
-    for (unsigned i = 0; i < TABLE_SIZE; i++) {
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
         if (!table[i].ops || index-- > 0) continue;
         *ret_name = table[i].name;
         shmp_provider *provider = NULL;
-        int result = open_tried(table[i].ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
+        int result = shmp__provider_open_tried(table[i].ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
         if (result == 0) shmp_provider_close(provider);
         return result;
     }
@@ -179,7 +212,8 @@ int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_
     if (ret_limits->struct_size < sizeof *ret_limits)
         return shmp__fail(reterr, SHMP_EINVAL, "limits.struct_size", "%zu: set it to sizeof(shmp_limits)",
                           ret_limits->struct_size);
-    shmp_limits limits = {.struct_size = ret_limits->struct_size};
+    shmp_limits limits = {.struct_size = sizeof limits};
+    provider = chosen(provider);
     int result = provider->ops->limits(provider, &limits, reterr);
     if (limits.bytes > PTRDIFF_MAX) limits.bytes = PTRDIFF_MAX; /* a 32-bit process on a larger machine */
     if (result == 0) *ret_limits = limits;
@@ -187,12 +221,33 @@ int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_
 }
 
 int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr) {
-    return provider ? 0 : shmp__fail(reterr, SHMP_EINVAL, "shmp_pre_fork", "NULL argument");
+    if (!provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_pre_fork", "NULL argument");
+    provider = chosen(provider);
+    return provider->ops->pre_fork ? provider->ops->pre_fork(provider, reterr) : 0;
 }
 
 int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *reterr) {
-    (void)is_child;
-    return provider ? 0 : shmp__fail(reterr, SHMP_EINVAL, "shmp_post_fork", "NULL argument");
+    if (!provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_post_fork", "NULL argument");
+    provider = chosen(provider);
+    return provider->ops->post_fork ? provider->ops->post_fork(provider, is_child, reterr) : 0;
+}
+
+/* ---- A look at the machine: what there is, what was left over ---- */
+
+int shmp_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    if (!provider || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_list", "NULL argument");
+    provider = chosen(provider);
+    if (provider->ops->list) return provider->ops->list(provider, visit, context, reterr);
+    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_list", "the system does not tell which %s segments are whose",
+                      provider->ops->name);
+}
+
+int shmp_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr) {
+    if (!provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_reap", "NULL argument");
+    if (flags & ~(unsigned)SHMP_DRY_RUN)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_reap", "flags %#x: only %#x are known", flags, SHMP_DRY_RUN);
+    provider = chosen(provider);
+    return provider->ops->reap ? provider->ops->reap(provider, flags, visit, context, reterr) : 0;
 }
 
 unsigned shmp_abi_version(void) { return SHMP_ABI_VERSION; }

@@ -6,118 +6,230 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum {
+    CREATE_FLAGS = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP__MODE,
+    ATTACH_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER,
+    CLONE_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT
+};
+
+static int check_flags(unsigned flags, unsigned known, const char *call, shmp_error *reterr) {
+    if (flags >> 26)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, call, "flags %#x: library %s has no page sizes to choose", flags,
+                          SHMP_VERSION);
+    if (flags & ~known) return shmp__fail(reterr, SHMP_EINVAL, call, "flags %#x: only %#x are known", flags, known);
+    return 0;
+}
+
 static int check(const shmp_provider *provider, size_t size, unsigned flags, unsigned known,
                  shmp_shmem *const *ret_shmem, const char *call, shmp_error *reterr) {
     if (!provider || !ret_shmem) return shmp__fail(reterr, SHMP_EINVAL, call, "NULL argument");
-    if (flags & ~known) return shmp__fail(reterr, SHMP_EINVAL, call, "flags %#x: only %#x are known", flags, known);
+    int result = check_flags(flags, known, call, reterr);
+    if (result < 0) return result;
     if (size == 0) return shmp__fail(reterr, SHMP_EINVAL, call, "size 0: a segment has at least 1 byte");
     if (size > PTRDIFF_MAX) return shmp__fail(reterr, SHMP_EOVERFLOW, call, "size %zu", size);
     return 0;
 }
 
-static shmp_shmem *new_handle(shmp_provider *provider, const shmp__ops *ops, size_t size, unsigned flags,
-                              shmp_error *reterr) {
+static const shmp__ops *ops_of(const shmp_shmem *shmem) { return shmem->mapping->provider->ops; }
+
+/* A handle without a mapping. */
+static shmp_shmem *new_handle(shmp_provider *provider, unsigned flags, shmp_error *reterr) {
     shmp_shmem *shmem = shmp__os_allocate(sizeof *shmem);
     if (!shmem) {
         shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *shmem);
         return NULL;
     }
-    shmem->provider = provider;
-    shmem->ops = ops;
-    shmem->size = size;
-    shmem->flags = flags;
-    shmem->fd = -1;
+    shmem->flags = flags & (SHMP_READ_ONLY | SHMP_OWNER);
     shmem->creator = shmp__process_mark(provider);
     return shmem;
 }
 
-/* The last step of create and attach: `result` is the backend's. */
+/* One with a mapping, which a mechanism is to fill in. */
+static shmp_shmem *new_mapping(shmp_provider *provider, size_t size, unsigned flags, shmp_error *reterr) {
+    shmp_shmem *shmem = new_handle(provider, flags, reterr);
+    if (!shmem) return NULL;
+    shmp__mapping *mapping = shmp__os_allocate(provider->ops->mapping_size);
+    if (!mapping) {
+        shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", provider->ops->mapping_size);
+        free(shmem);
+        return NULL;
+    }
+    mapping->provider = provider;
+    mapping->size = size;
+    mapping->flags = flags;
+    shmp__atomic_set(&mapping->open, 1);
+    shmp__atomic_set(&mapping->held, 1);
+    shmem->mapping = mapping;
+    return shmem;
+}
+
+/* Closes and unmaps what nobody else uses; the first error is returned. */
+static int undo(shmp__mapping *mapping, shmp_error *reterr) {
+    const shmp__ops *ops = mapping->provider->ops;
+    int result = ops->close ? ops->close(mapping, reterr) : 0;
+    int failed = mapping->data ? ops->unmap(mapping, result < 0 ? NULL : reterr) : 0;
+    return result < 0 ? result : failed;
+}
+
+/* The last step of whatever makes a mapping: `result` is the mechanism's. */
 static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_error *reterr) {
-    if (result == 0 && shmem->flags & SHMP_INHERIT) {
+    shmp__mapping *mapping = shmem->mapping;
+    if (result == 0 && mapping->flags & SHMP_INHERIT) {
         result = shmp_persist(shmem, reterr);
-        if (result < 0) (void)shmem->ops->close(shmem, NULL);
+        if (result < 0) {
+            if (shmem->flags & SHMP_OWNER && ops_of(shmem)->destroy) (void)ops_of(shmem)->destroy(mapping, NULL);
+            (void)undo(mapping, NULL);
+        }
     }
     if (result < 0) {
+        free(mapping);
         free(shmem);
         return result;
     }
-    shmp__atomic_add(&shmem->provider->references, 1);
+    shmp__atomic_add(&mapping->provider->references, 1);
+    shmem->data = mapping->data;
+    shmem->size = mapping->size;
     *ret_shmem = shmem;
     return 0;
 }
 
+/* `name`: NULL for none. */
 static int create(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                   shmp_error *reterr) {
-    unsigned missing = flags & ~provider->ops->create_flags;
+    const shmp__ops *ops = provider->ops;
+    unsigned missing = flags & ~ops->create_flags;
     if (missing)
-        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_create", "flags %#x: %s cannot do that", missing,
-                          provider->ops->name);
-    shmp_shmem *shmem = new_handle(provider, provider->ops, size, flags | SHMP_OWNER, reterr);
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_create", "flags %#x: %s cannot do that", missing, ops->name);
+    shmp_shmem *shmem = new_mapping(provider, size, flags | SHMP_OWNER, reterr);
     if (!shmem) return -SHMP_ENOMEM;
-    return finish(shmem, provider->ops->create(shmem, name, reterr), ret_shmem, reterr);
+    int result = name ? ops->create_named(shmem->mapping, name, reterr) : ops->create(shmem->mapping, reterr);
+    return finish(shmem, result, ret_shmem, reterr);
+}
+
+static shmp_provider *route(shmp_provider *provider, const char *id, shmp_error *reterr) {
+    return provider->ops->route ? provider->ops->route(provider, id, reterr) : provider;
 }
 
 int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
-    int result = check(provider, size, flags, SHMP_RESERVE | SHMP_INHERIT, ret_shmem, "shmp_create", reterr);
-    return result < 0 ? result : create(provider, NULL, size, flags, ret_shmem, reterr);
+    int result = check(provider, size, flags, CREATE_FLAGS, ret_shmem, "shmp_create", reterr);
+    return result < 0 ? result : create(route(provider, NULL, NULL), NULL, size, flags, ret_shmem, reterr);
 }
 
 int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                       shmp_error *reterr) {
     char id[SHMP__ID_SIZE];
-    int result = check(provider, size, flags, SHMP_RESERVE | SHMP_INHERIT, ret_shmem, "shmp_create_named", reterr);
+    int result = check(provider, size, flags, CREATE_FLAGS, ret_shmem, "shmp_create_named", reterr);
     if (result < 0) return result;
     if (!name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_create_named", "NULL argument");
-    if (!(provider->ops->can & SHMP__CAN_NAME))
+    provider = route(provider, NULL, NULL);
+    if (!provider->ops->create_named)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_create_named", "%s has no names: open posix",
                           provider->ops->name);
     result = shmp__copy_id(id, name, strlen(name), reterr);
     return result < 0 ? result : create(provider, id, size, flags, ret_shmem, reterr);
 }
 
+/* What shmp_attach and shmp_attach_fd check alike: gives the id, and the least size. */
+static int check_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
+                        shmp_shmem *const *ret_shmem, const char *call, char ret_id[SHMP__ID_SIZE], size_t *ret_size,
+                        shmp_error *reterr) {
+    if (!description) return shmp__fail(reterr, SHMP_EINVAL, call, "NULL argument");
+    *ret_size = flags & SHMP_WHOLE ? 1 : description->size; /* the least; the mechanism puts in what there is */
+    int result = check(provider, *ret_size, flags, ATTACH_FLAGS, ret_shmem, call, reterr);
+    if (result < 0) return result;
+    const char *end = memchr(description->id, 0, sizeof description->id);
+    if (!end) return shmp__fail(reterr, SHMP_EID, call, "the id has no end: 19 bytes is the most");
+    return shmp__copy_id(ret_id, description->id, (size_t)(end - description->id), reterr);
+}
+
 int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags, shmp_shmem **ret_shmem,
                 shmp_error *reterr) {
     char id[SHMP__ID_SIZE];
-    if (!description) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach", "NULL argument");
-    size_t size = description->size;
-    if (flags & SHMP_WHOLE) size = 1; /* the least; the backend puts in what there is */
-    int result =
-        check(provider, size, flags, SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE, ret_shmem, "shmp_attach", reterr);
+    size_t size;
+    int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach", id, &size, reterr);
     if (result < 0) return result;
-    const char *end = memchr(description->id, 0, sizeof description->id);
-    if (!end) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "the id has no end: 19 bytes is the most");
-    result = shmp__copy_id(id, description->id, (size_t)(end - description->id), reterr);
-    if (result < 0) return result;
-    const shmp__ops *ops = provider->attaches_by_id ? shmp__ops_for_id(id) : provider->ops;
-    if (!ops) return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\" has the shape of no provider's id", id);
-    shmp_shmem *shmem = new_handle(provider, ops, size, flags, reterr);
+    shmp_error why;
+    provider = route(provider, id, &why);
+    if (!provider) {
+        if (reterr) *reterr = why;
+        return why.code;
+    }
+    shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
     if (!shmem) return -SHMP_ENOMEM;
-    return finish(shmem, ops->attach(shmem, id, reterr), ret_shmem, reterr);
+    return finish(shmem, provider->ops->attach(shmem->mapping, id, reterr), ret_shmem, reterr);
 }
 
-int shmp_clone(const shmp_shmem *shmem, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
-    shmp_description description;
-    int result = shmp_describe(shmem, &description, reterr);
+int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
+                   shmp_shmem **ret_shmem, shmp_error *reterr) {
+    char id[SHMP__ID_SIZE];
+    size_t size;
+    int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach_fd", id, &size, reterr);
     if (result < 0) return result;
-    result =
-        check(shmem->provider, description.size, flags, SHMP_READ_ONLY | SHMP_INHERIT, ret_shmem, "shmp_clone", reterr);
+    provider = route(provider, NULL, NULL);
+    if (fd < 0) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach_fd", "fd %d", fd);
+    if (!provider->ops->attach_fd)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_attach_fd", "%s segments are no descriptors",
+                          provider->ops->name);
+    shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
+    if (!shmem) return -SHMP_ENOMEM;
+    return finish(shmem, provider->ops->attach_fd(shmem->mapping, fd, id, reterr), ret_shmem, reterr);
+}
+
+static int share(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
+    shmp_shmem *shmem = new_handle(of->mapping->provider, flags, reterr);
+    if (!shmem) return -SHMP_ENOMEM;
+    shmem->mapping = of->mapping;
+    shmem->data = of->data;
+    shmem->size = of->size;
+    shmp__atomic_add(&of->mapping->open, 1);
+    shmp__atomic_add(&of->mapping->held, 1);
+    *ret_shmem = shmem;
+    return 0;
+}
+
+int shmp_clone(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
+    if (!of || !ret_shmem) return shmp__fail(reterr, SHMP_EINVAL, "shmp_clone", "NULL argument");
+    int result = check_flags(flags, CLONE_FLAGS, "shmp_clone", reterr);
     if (result < 0) return result;
-    /* the segment's own mechanism: the bare descriptor of one may be the valid id of another */
-    shmp_shmem *clone = new_handle(shmem->provider, shmem->ops, description.size, flags, reterr);
-    if (!clone) return -SHMP_ENOMEM;
-    return finish(clone, shmem->ops->attach(clone, description.id, reterr), ret_shmem, reterr);
+    shmp_provider *provider = of->mapping->provider;
+    flags |= of->flags & SHMP_READ_ONLY; /* rights are not regained */
+    if (flags & SHMP_INHERIT && !provider->ops->persist)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_clone", "flags %#x: %s cannot do that", SHMP_INHERIT,
+                          provider->ops->name);
+    if (flags == (of->flags & SHMP_READ_ONLY) || !provider->ops->clone) return share(of, flags, ret_shmem, reterr);
+    shmp_shmem *shmem = new_mapping(provider, of->size, flags, reterr);
+    if (!shmem) return -SHMP_ENOMEM;
+    return finish(shmem, provider->ops->clone(of->mapping, shmem->mapping, reterr), ret_shmem, reterr);
+}
+
+int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
+    shmp__mapping *mapping = shmem->mapping;
+    const shmp__ops *ops = ops_of(shmem);
+    int result = ops->destroy && shmp__is_owner(shmem) ? ops->destroy(mapping, reterr) : 0;
+    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
+    if (shmp__atomic_sub(&mapping->open, 1) != 1 || !ops->close) return result;
+    int failed = ops->close(mapping, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
+}
+
+static int let_go(shmp__mapping *mapping, shmp_error *reterr) {
+    if (shmp__atomic_sub(&mapping->held, 1) != 1) return 0;
+    int result = mapping->data ? mapping->provider->ops->unmap(mapping, reterr) : 0;
+    shmp_provider_close(mapping->provider);
+    free(mapping);
+    return result;
 }
 
 int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return 0;
-    int result = shmem->ops->close(shmem, reterr);
-    shmp_provider_close(shmem->provider);
+    int result = shmem->flags & SHMP__RETIRED ? 0 : shmp__retire(shmem, reterr);
+    int failed = let_go(shmem->mapping, result < 0 ? NULL : reterr);
     free(shmem);
-    return result;
+    return result < 0 ? result : failed;
 }
 
 int shmp__is_made_here(const shmp_shmem *shmem) {
-    const shmp_provider *provider = shmem->provider;
+    const shmp_provider *provider = shmem->mapping->provider;
     return shmem->creator == (provider->mark ? shmp__atomic_load(provider->mark) : (unsigned)shmp__os_pid());
 }
 
@@ -125,8 +237,9 @@ int shmp__is_owner(const shmp_shmem *shmem) { return shmem->flags & SHMP_OWNER &
 
 void *shmp_data(const shmp_shmem *shmem) { return shmem->data; }
 size_t shmp_size(const shmp_shmem *shmem) { return shmem->size; }
-int shmp_fileno(const shmp_shmem *shmem) { return shmem->fd; }
-const char *shmp_backend(const shmp_shmem *shmem) { return shmem->ops->name; }
+const char *shmp_backend(const shmp_shmem *shmem) { return ops_of(shmem)->name; }
+
+int shmp_fileno(const shmp_shmem *shmem) { return ops_of(shmem)->fileno ? ops_of(shmem)->fileno(shmem->mapping) : -1; }
 
 unsigned shmp_flags(const shmp_shmem *shmem) {
     return (shmem->flags & SHMP_READ_ONLY) | (shmp__is_owner(shmem) ? SHMP_OWNER : 0u);
@@ -135,14 +248,21 @@ unsigned shmp_flags(const shmp_shmem *shmem) {
 int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr) {
     if (!shmem || !ret_description) return shmp__fail(reterr, SHMP_EINVAL, "shmp_describe", "NULL argument");
     shmp_description description = {.size = shmem->size};
-    int result = shmem->ops->describe(shmem, description.id, reterr);
+    int result = ops_of(shmem)->describe(shmem->mapping, description.id, reterr);
     if (result == 0) *ret_description = description;
     return result;
 }
 
 int shmp_persist(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return shmp__fail(reterr, SHMP_EINVAL, "shmp_persist", "NULL argument");
-    if (shmem->ops->persist) return shmem->ops->persist(shmem, reterr);
+    if (ops_of(shmem)->persist) return ops_of(shmem)->persist(shmem->mapping, reterr);
     return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_persist", "exec ends a segment of %s: open memfd or posix",
-                      shmem->ops->name);
+                      ops_of(shmem)->name);
+}
+
+int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
+    if (!shmem || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_users", "NULL argument");
+    if (!ops_of(shmem)->users || !shmem->data)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
+    return ops_of(shmem)->users(shmem->mapping, visit, context, reterr);
 }

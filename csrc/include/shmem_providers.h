@@ -12,10 +12,10 @@
  *   shmp_provider_close(provider);
  *
  * Words. A *provider* is a way to get shared memory (memfd, posix, sysv, ...). A *shmem* is a
- * handle on one mapped segment. An *id* is at most 19 bytes of text by which another process can
- * attach; id and size together are the *description*. The *owner* is the handle that created the
- * segment: only it destroys the operating system's object, and only in the process that created
- * it (a forked child is never the owner).
+ * handle on one mapped segment; clones of it share the mapping. An *id* is at most 19 bytes of text by which another
+ * process can attach; id and size together are the *description*. The *owner* is the handle that created the segment:
+ * only it destroys the operating system's object, and only in the process that created it (a forked child is never the
+ * owner).
  *
  * Rules that hold for every function, unless it says otherwise:
  * - Sizes are bytes. Text is NUL-terminated; ids are printable ASCII.
@@ -28,6 +28,7 @@
  *   and getenv do.
  * - Fork: handles work in the child. Closing one there releases the child's mapping and nothing
  *   of its parent's.
+ * - Cancellation: do not pthread_cancel() a thread that may be inside: what it holds there would be lost.
  * - Signals: not to be called from a signal handler. EINTR is dealt with inside. Nothing here
  *   raises a signal of its own, but the kernel sends SIGXFSZ to a process whose RLIMIT_FSIZE is
  *   smaller than a memfd or posix segment it creates (ignore that signal and it is an error).
@@ -42,9 +43,10 @@
 #include <stddef.h>
 #include <stdio.h> /* snprintf, for shmp_check_abi */
 
-#define SHMP_VERSION "0.1.0"
-/* Raised when a function or struct changes its meaning; shmp_check_abi() compares it with the library's. */
-#define SHMP_ABI_VERSION 1u
+#define SHMP_VERSION "0.2.0"
+/* Raised when a function or struct changes its meaning; shmp_check_abi() compares it with the library's. Growth does
+ * not raise it: new functions, flags and options, and structs that have a struct_size, at their end. */
+#define SHMP_ABI_VERSION 2u
 
 #ifndef SHMP_API
 #if defined(SHMP_STATIC)
@@ -110,19 +112,22 @@ typedef struct shmp_shmem shmp_shmem;
 /** Option: leave leftovers of killed processes alone at opening (posix; see shmp_reap). */
 #define SHMP_KEEP_LEFTOVERS 0x2
 
-/** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end. */
+/** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end: an older library refuses
+ *  what it does not know, if it is not zero; a newer one takes what is not there for zero. */
 typedef struct shmp_provider_options {
     size_t struct_size;
     unsigned flags;       /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
-    shmp_provider *inner; /* for providers that wrap another; NULL for the rest */
+    unsigned timeout_ms;  /* for providers that ask a service; 0 is the default */
+    shmp_provider *inner; /* for providers that wrap another, which they keep open; NULL for the rest */
     const char *address;  /* for providers that ask a service; NULL for the rest */
-    unsigned timeout_ms;  /* likewise; 0 is the default */
 } shmp_provider_options;
 
 /** Open a provider by name.
  *  @param name  "memfd", "posix", "sysv", "win32", "nop" (private memory), or "std": the best one that
  *               works here, found by trying each; the environment's SHMEM_PROVIDER=<name>
- *               overrides the choice. A "std" provider attaches to every provider's ids.
+ *               overrides the choice, but for nop, and in a program with more rights than its user (setuid).
+ *               A "std" provider attaches to every provider's ids, by their shape. A bare descriptor number
+ *               (SHMP_FD_IDS) looks like a sysv id and is taken for one: open memfd or posix for those.
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
@@ -142,11 +147,12 @@ SHMP_API const char *shmp_provider_name(const shmp_provider *provider);
  *          *ret_name is set in all these cases. -SHMP_EINVAL there is no such index: the end. */
 SHMP_API int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr);
 
-/** What this machine allows now. Set struct_size first. It may grow at its end. */
+/** What this machine allows now. Set struct_size = sizeof(shmp_limits) before each call; after it, it is what was
+ *  filled in: less with an older library. It may grow at its end. */
 typedef struct shmp_limits {
     size_t struct_size;
     unsigned long long bytes;    /* the largest segment that can be created and filled */
-    unsigned long long segments; /* how many more this process can hold */
+    unsigned long long segments; /* how many more this process can hold, beside what it holds */
     char advice[200];            /* how to raise them */
 } shmp_limits;
 
@@ -165,7 +171,11 @@ SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 #define SHMP_RESERVE 0x2   /* create: take all memory now, as dear as touching every page */
 #define SHMP_INHERIT 0x4   /* create, attach: as shmp_persist() */
 #define SHMP_WHOLE 0x8     /* attach: map all that the segment has; the description's size is not looked at */
+#define SHMP_ANY_USER 0x10 /* attach: also to a segment that is neither this user's nor root's */
+#define SHMP_UNMAPPED 0x20 /* create: do not map it; for who hands out descriptors (memfd, posix, win32) */
 #define SHMP_OWNER 0x100   /* shmp_flags() only: this handle created it, in this process */
+/* The upper half of the flags has numbers: SHMP_MODE(), and above it the log2 of a page size, as MFD_HUGE_... have
+ * it, which no provider takes yet. */
 
 /** What another process needs to attach. Final: never grows. */
 typedef struct shmp_description {
@@ -175,7 +185,7 @@ typedef struct shmp_description {
 
 /** Create a segment and map it read-write. Its memory is zero.
  *  @param size   bytes, at least 1; the mapping is rounded up to pages, shmp_size() is not.
- *  @param flags  SHMP_RESERVE, SHMP_INHERIT.
+ *  @param flags  SHMP_RESERVE, SHMP_INHERIT, SHMP_UNMAPPED, SHMP_MODE().
  *  Owns: the caller; release with shmp_close(), which destroys the segment for good when the
  *  last process that attached to it has let go.
  *  Full memory: win32 takes all of it here. memfd and sysv draw on memory, posix on its file system
@@ -197,11 +207,13 @@ SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, s
 SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags,
                                shmp_shmem **ret_shmem, shmp_error *reterr);
 
-/** Attach to a segment that some process created, this one included.
+/** Attach to a segment that some process created, this one included. This always maps it anew; shmp_clone() does not.
  *  @param description  its id, and how many bytes of it to map: no more than it has.
- *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT, SHMP_WHOLE.
+ *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT, SHMP_WHOLE, SHMP_ANY_USER.
  *  Owns: the caller, who gets a mapping and (memfd, posix) a descriptor of its own; release with
  *  shmp_close(). Attaching with nop gives fresh private memory.
+ *  Others can change and truncate what is theirs: a memfd, posix or sysv segment is taken only if it is this
+ *  user's (the effective one) or root's, unless SHMP_ANY_USER says that its user is trusted. win32 cannot tell.
  *  Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
  *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
@@ -211,35 +223,49 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
 
-/** Make another handle on a segment, of the same provider, as shmp_attach() would by its description.
- *  @param flags  SHMP_READ_ONLY, SHMP_INHERIT.
- *  @return as shmp_attach(). Since 0.1. */
+/** Attach to the segment that an open descriptor is, such as one that was inherited or sent (memfd, posix).
+ *  @param fd           stays the caller's: the handle has a duplicate.
+ *  @param description  how many bytes to map, and the segment's id. A memfd id must be that of this descriptor,
+ * whatever process and number it names. A posix name becomes the handle's id if it still is the name of this file. ""
+ * is not known: the id is then the duplicate's, as with shmp_attach by number.
+ *  @param flags        as shmp_attach().
+ *  @return as shmp_attach(). Since 0.2. */
+SHMP_API int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
+                            shmp_shmem **ret_shmem, shmp_error *reterr);
+
+/** Make another handle on a segment, with the same rights: it shares the mapping, the descriptor and the id, which stay
+ *  until the last such handle is closed, and takes no call of the system. It is never the owner.
+ *  @param flags  SHMP_READ_ONLY (of a handle that is not), SHMP_INHERIT: each makes a mapping and a descriptor of its
+ *                own, where the provider has such. A read-only handle's clones are read-only.
+ *  @return as shmp_attach(). Since 0.1; shares since 0.2. */
 SHMP_API int shmp_clone(const shmp_shmem *shmem, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr);
 
-/** Unmap and release a handle; NULL is fine. The owner's destroys the segment.
+/** Release a handle; NULL is fine. The last of those that are clones of each other unmaps the memory and closes the
+ *  descriptor. The owner's destroys the segment, whatever clones there are: its posix name goes.
  *  The handle is gone whatever is returned: an error says that the system refused a step, after
  *  which all others were still taken.
  *  @return 0; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_close(shmp_shmem *shmem, shmp_error *reterr);
 
-/** The first byte, aligned to a page (nop: as malloc). Valid until shmp_close(). */
+/** The first byte, aligned to a page (nop: as malloc), or NULL (SHMP_UNMAPPED). Valid until shmp_close(). */
 SHMP_API void *shmp_data(const shmp_shmem *shmem);
 /** Bytes, exactly as asked for. */
 SHMP_API size_t shmp_size(const shmp_shmem *shmem);
-/** The descriptor, owned by the handle, or -1 where the mechanism has none (sysv, win32, nop). */
+/** The descriptor, owned by the handle and its clones, or -1 where the mechanism has none (sysv, win32, nop). Its flock
+ *  tells the living posix segment from a leftover: do not unlock it. */
 SHMP_API int shmp_fileno(const shmp_shmem *shmem);
 /** SHMP_READ_ONLY, SHMP_OWNER. */
 SHMP_API unsigned shmp_flags(const shmp_shmem *shmem);
 /** The name of the mechanism that holds it, such as "memfd". A literal. */
 SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
 
-/** Get what another process needs to attach. A memfd id names this handle's own descriptor in
- *  this process: it differs between handles and dies with this one.
+/** Get what another process needs to attach. A memfd id names the descriptor in this process: it differs between
+ *  handles that do not share one, and dies with the descriptor.
  *  @return 0; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
 
-/** Let the descriptor survive exec(), so that the program which replaces this one can attach. win32: let child
- *  processes that inherit handles have this one, which keeps the segment alive.
+/** Let the descriptor survive exec(), so that the program which replaces this one can attach. Clones share it. win32:
+ * let child processes that inherit handles have this one, which keeps the segment alive.
  *  @return 0; -SHMP_EUNSUPPORTED where exec ends the segment (sysv, nop); -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
 
@@ -260,13 +286,14 @@ SHMP_API int shmp_from_env(shmp_provider *provider, const char *name, unsigned f
 
 /* ---- A look at the machine ---------------------------------------------------------------- */
 
-/** A segment of this library, of any process. It may grow at its end. */
+/** A segment of this library, of any process. It may grow at its end: look at struct_size before what came later. */
 typedef struct shmp_listed {
     size_t struct_size;
     const char *provider; /* "memfd", "posix" */
     unsigned long long size;
-    long owner;   /* a pid that holds it, as this process sees pids; 0 is unknown */
-    int is_alive; /* 0: a leftover, which shmp_reap removes */
+    long long holder; /* a pid that holds it, as this process sees pids; 0 is unknown */
+    long long user;   /* whose it is */
+    int is_alive;     /* 0: a leftover, which shmp_reap removes */
     char id[20];
 } shmp_listed;
 
@@ -308,6 +335,10 @@ SHMP_API unsigned shmp_abi_version(void);
 SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
+
+/** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the umask is
+ *  not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. */
+#define SHMP_MODE(mode) (((unsigned)(mode)&0777u) << 16)
 
 /** Refuse a library of another ABI than that of the header a program was compiled with. For programs that link
  *  the shared library: call it before anything else. It is compiled into the caller.

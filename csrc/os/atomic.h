@@ -3,6 +3,7 @@
 #ifndef SHMP_ATOMIC_H
 #define SHMP_ATOMIC_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -31,6 +32,19 @@ static inline unsigned shmp__atomic_add(shmp__atomic_uint *word, unsigned value)
 }
 static inline unsigned shmp__atomic_sub(shmp__atomic_uint *word, unsigned value) {
     return (unsigned)_InterlockedExchangeAdd(word, -(long)value);
+}
+
+typedef void *volatile shmp__atomic_pointer;
+
+static inline void *shmp__atomic_load_pointer(shmp__atomic_pointer *word) {
+    return _InterlockedCompareExchangePointer(word, NULL, NULL);
+}
+
+static inline int shmp__atomic_swap_pointer_if(shmp__atomic_pointer *word, void **expected, void *value) {
+    void *found = _InterlockedCompareExchangePointer(word, value, *expected);
+    int is_swapped = found == *expected;
+    *expected = found;
+    return is_swapped;
 }
 
 typedef __int64 shmp__atomic_u64;
@@ -76,6 +90,16 @@ static inline unsigned shmp__atomic_add(shmp__atomic_uint *word, unsigned value)
 }
 static inline unsigned shmp__atomic_sub(shmp__atomic_uint *word, unsigned value) {
     return atomic_fetch_sub_explicit(word, value, memory_order_acq_rel);
+}
+
+typedef _Atomic(void *) shmp__atomic_pointer;
+
+static inline void *shmp__atomic_load_pointer(shmp__atomic_pointer *word) {
+    return atomic_load_explicit(word, memory_order_acquire);
+}
+
+static inline int shmp__atomic_swap_pointer_if(shmp__atomic_pointer *word, void **expected, void *value) {
+    return atomic_compare_exchange_strong_explicit(word, expected, value, memory_order_acq_rel, memory_order_acquire);
 }
 
 typedef _Atomic uint64_t shmp__atomic_u64;

@@ -18,8 +18,13 @@ void *shmp__os_allocate(size_t size);
 enum { SHMP__ENV_ROOM = 256 };
 /* The value, perhaps in `room`; NULL: it is not set. What is too long for `room` may be cut. */
 const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]);
+/* Whether this process runs with rights that whoever started it lacks: its environment is not to be obeyed. */
+int shmp__os_is_privileged(void);
 int shmp__os_setenv(const char *name, const char *value);
 void shmp__os_unsetenv(const char *name);
+
+int shmp__os_random(void *ret_bytes, size_t length);
+extern const char shmp__os_random_call[]; /* what gives them, for messages */
 
 /* Another descriptor of the same open file, which does not survive exec. */
 int shmp__os_dup(int fd);

@@ -1,6 +1,6 @@
 /* What macOS, iOS and the BSDs have in their own way. They have no memfd and no list of names, and do not tell
  * who maps what. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_BSD
 #define _DARWIN_C_SOURCE
 #define _NETBSD_SOURCE
@@ -35,6 +35,8 @@ int shmp__os_map_wiped_on_fork(void **ret_data) {
 #endif
     return 0;
 }
+
+const char shmp__os_random_call[] = "arc4random_buf";
 
 int shmp__os_random(void *ret_bytes, size_t length) {
     arc4random_buf(ret_bytes, length);
@@ -79,6 +81,24 @@ const char shmp__os_shm_place[] = "/tmp";
 #else
 const char shmp__os_shm_place[] = "shared memory";
 #endif
+
+const int shmp__os_shm_is_listed = 0;
+
+int shmp__os_is_in_shm_place(const shmp__os_file *file) {
+    (void)file;
+    return 1; /* it cannot be told */
+}
+
+/* macOS has no numbers to compare. */
+int shmp__os_shm_is(const char *name, const shmp__os_file *file) {
+    shmp__os_file found;
+    if (file->inode == 0) return 1;
+    int fd = shmp__os_shm_open(name, 0, 1);
+    if (fd < 0) return fd == -ENOENT ? 0 : fd;
+    int result = shmp__os_stat(fd, &found);
+    (void)shmp__os_close(fd);
+    return result < 0 ? result : found.inode == file->inode && found.device == file->device;
+}
 
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
     (void)visit, (void)context;

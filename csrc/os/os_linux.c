@@ -1,5 +1,5 @@
 /* What Linux has, or has in its own way: memfd, seals, /proc, limits. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_LINUX
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #if SHMP_HAVE_SYSV
 #include <sys/shm.h>
@@ -24,6 +25,8 @@
 #else
 #include <sys/random.h>
 #endif
+
+enum { SHM_PATH_ROOM = 300 /* "/dev/shm", and a name of up to 255 */ };
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8U /* Linux 6.3 */
@@ -53,6 +56,8 @@ int shmp__os_map_wiped_on_fork(void **ret_data) {
     }
     return 0;
 }
+
+const char shmp__os_random_call[] = "getrandom";
 
 int shmp__os_random(void *ret_bytes, size_t length) {
     ssize_t got; /* the whole: fewer than 256 bytes are never cut short */
@@ -91,17 +96,45 @@ long shmp__os_proc_pid(void) {
     return atol(link);
 }
 
-int shmp__os_open_fd_of(long pid, int fd, int read_only) {
+/* O_PATH: whoever else's descriptor it is, nothing is opened with this process's rights. */
+int shmp__os_look_at_fd_of(long pid, int fd) {
     char path[48];
     int result;
     snprintf(path, sizeof path, "/proc/%ld/fd/%d", pid, fd);
-    /* The number may be anything's by now: no waiting for a pipe's other end, no terminal taken. */
-    RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
+    RETRIED(result, SYS(open, (path, O_PATH | O_CLOEXEC)));
+    return result_of(result);
+}
+
+int shmp__os_open_seen(int seen, int read_only) {
+    /* /proc/self is empty when the main thread has ended; /proc/thread-self is as old as memfd */
+    static const char *const folders[] = {"/proc/thread-self/fd/", "/proc/self/fd/"};
+    int result = -1;
+    for (int i = 0; i < 2; i++) {
+        char path[48];
+        snprintf(path, sizeof path, "%s%d", folders[i], seen);
+        /* no waiting for who holds a lease, no terminal taken */
+        RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
+        if (result >= 0 || errno != ENOENT) break;
+    }
     return result_of(result);
 }
 
 #if SHMP_HAVE_POSIX
 const char shmp__os_shm_place[] = "/dev/shm";
+const int shmp__os_shm_is_listed = 1;
+
+int shmp__os_is_in_shm_place(const shmp__os_file *file) {
+    struct stat place;
+    return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
+}
+
+int shmp__os_shm_is(const char *name, const shmp__os_file *file) {
+    char path[SHM_PATH_ROOM];
+    struct stat found;
+    if ((size_t)snprintf(path, sizeof path, "%s%s", shmp__os_shm_place, name) >= sizeof path) return -ENAMETOOLONG;
+    if (SYS(lstat, (path, &found)) < 0) return errno == ENOENT ? 0 : -errno;
+    return found.st_ino == file->inode && (unsigned long long)found.st_dev == file->device;
+}
 #endif
 
 #if SHMP_HAVE_SYSV

@@ -1,6 +1,6 @@
 /* What Linux's /proc and /dev/shm tell of the machine and its processes. A process may end between two looks, and
  * other users' are closed to all but root: these are passed over. Any other failure ends the look. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_LINUX
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64

@@ -1,5 +1,5 @@
 /* System calls that every Unix has. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_UNIX
 #define _GNU_SOURCE /* Linux: environment and flags beyond POSIX */
 #define _FILE_OFFSET_BITS 64
@@ -18,6 +18,10 @@
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
+#if SHMP_HAVE_LINUX
+#include <sys/auxv.h>
+#include <sys/vfs.h>
+#endif
 #if SHMP_HAVE_SYSV
 #include <sys/ipc.h>
 #include <sys/shm.h>
@@ -34,6 +38,14 @@ long long shmp__os_now(void) { return (long long)time(NULL); }
 const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
     (void)room;
     return getenv(name);
+}
+
+int shmp__os_is_privileged(void) {
+#if SHMP_HAVE_LINUX
+    return getauxval(AT_SECURE) != 0;
+#else
+    return issetugid();
+#endif
 }
 
 void shmp__os_unsetenv(const char *name) { (void)unsetenv(name); }
@@ -80,6 +92,19 @@ int shmp__os_truncate(int fd, size_t size) {
     return result_of(result);
 }
 
+/* Of hugetlb files, such as another program's memfd: they are mapped and unmapped in whole huge pages. */
+static unsigned long granule_of(int fd, const struct stat *file) {
+#if SHMP_HAVE_LINUX
+    enum { SMALLEST_HUGE = 65536 };
+    const unsigned hugetlb = 0x958458f6u;
+    struct statfs system;
+    if (file->st_blksize >= SMALLEST_HUGE && fstatfs(fd, &system) == 0 && (unsigned)system.f_type == hugetlb)
+        return (unsigned long)file->st_blksize;
+#endif
+    (void)fd, (void)file;
+    return 0;
+}
+
 int shmp__os_stat(int fd, shmp__os_file *ret_file) {
     struct stat file;
     if (SYS(fstat, (fd, &file)) < 0) return -errno;
@@ -93,6 +118,9 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
                                 .inode = file.st_ino,
                                 .device = (unsigned long long)file.st_dev,
                                 .links = file.st_nlink,
+                                .user = (unsigned long)file.st_uid,
+                                .mode = (unsigned long)file.st_mode & 0777,
+                                .granule = granule_of(fd, &file),
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
     return 0;
@@ -111,16 +139,21 @@ int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long lon
     return 0;
 }
 
-int shmp__os_descriptor_limit(unsigned long long *ret_count) {
+int shmp__os_free_descriptors(unsigned long long *ret_count) {
+    enum { MOST = 65536 }; /* what is open beyond is not counted: this takes 4 ms */
     struct rlimit limit;
     if (SYS(getrlimit, (RLIMIT_NOFILE, &limit)) < 0) return -errno;
-    *ret_count = (unsigned long long)limit.rlim_cur;
+    unsigned long long all = (unsigned long long)limit.rlim_cur, open = 0;
+    for (int fd = 0; fd < MOST && (unsigned long long)fd < all; fd++) open += fcntl(fd, F_GETFD) >= 0;
+    *ret_count = all - open;
     return 0;
 }
 
+unsigned long shmp__os_user(void) { return (unsigned long)geteuid(); }
+
 int shmp__os_lock_shared(int fd) {
     int result;
-    RETRIED(result, SYS(flock, (fd, LOCK_SH)));
+    RETRIED(result, SYS(flock, (fd, LOCK_SH | LOCK_NB)));
     return result_of(result);
 }
 
@@ -140,10 +173,10 @@ enum { MORE_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW };
 enum { MORE_FLAGS = 0 };
 #endif
 
-int shmp__os_shm_open(const char *name, int create, int read_only) {
+int shmp__os_shm_open(const char *name, unsigned mode, int read_only) {
     int result, flags = (read_only ? O_RDONLY : O_RDWR) | MORE_FLAGS;
-    if (create) flags |= O_CREAT | O_EXCL;
-    RETRIED(result, SYS(shm_open, (name, flags, 0600)));
+    if (mode) flags |= O_CREAT | O_EXCL;
+    RETRIED(result, SYS(shm_open, (name, flags, (mode_t)mode)));
     return result_of(result);
 }
 
@@ -152,7 +185,9 @@ int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (na
 #endif
 #if SHMP_HAVE_SYSV
 
-int shmp__os_shmget(size_t size) { return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | 0600))); }
+int shmp__os_shmget(size_t size, unsigned mode) {
+    return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | (int)mode)));
+}
 
 int shmp__os_shmat(int id, int read_only, void **ret_data) {
     void *data = SYS_OR((void *)-1, shmat, (id, NULL, read_only ? SHM_RDONLY : 0));
@@ -165,10 +200,12 @@ int shmp__os_shmdt(void *data) { return result_of(SYS_RELEASE(shmdt, (data))); }
 
 int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NULL))); }
 
-int shmp__os_shm_size(int id, size_t *ret_size) {
+int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
     struct shmid_ds segment;
     if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
-    *ret_size = (size_t)segment.shm_segsz;
+    *ret_segment = (shmp__os_segment){.size = (size_t)segment.shm_segsz,
+                                      .user = (unsigned long)segment.shm_perm.uid,
+                                      .creator = (unsigned long)segment.shm_perm.cuid};
     return 0;
 }
 

@@ -27,11 +27,12 @@ int shmp__os_is_shortage(int error);
 
 typedef struct shmp__os_file {
     unsigned long long size, inode, device, links;
-    long long changed; /* shmp__os_now() when its size, name or mode last changed */
+    unsigned long user, mode; /* mode: the permissions alone */
+    unsigned long granule;    /* mappings come in multiples of it; 0: in pages */
+    long long changed;        /* shmp__os_now() when its size, name or mode last changed */
     int is_regular;
 } shmp__os_file;
 
-int shmp__os_random(void *ret_bytes, size_t length);
 int shmp__os_map(int fd, size_t size, int read_only, void **ret_data);
 int shmp__os_close(int fd);
 int shmp__os_truncate(int fd, size_t size);
@@ -42,25 +43,42 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file);
 /* Bytes and files that the file system of `fd` has room for. */
 int shmp__os_free_space(int fd, unsigned long long *ret_bytes, unsigned long long *ret_files);
 
-/* How many descriptors this process may have. */
-int shmp__os_descriptor_limit(unsigned long long *ret_count);
+/* How many more descriptors this process may have. */
+int shmp__os_free_descriptors(unsigned long long *ret_count);
+
+unsigned long shmp__os_user(void); /* whose rights this process has */
 
 extern const char shmp__os_shm_place[]; /* where names are, for messages: "/dev/shm" */
 
-/* Holds a shared lock for as long as this open file, its duplicates and its mappings live. */
+/* Whether a file is of the file system where names are, whatever kind that is. */
+int shmp__os_is_in_shm_place(const shmp__os_file *file);
+
+/* Holds a shared lock for as long as this open file, its duplicates and its mappings live; -EWOULDBLOCK when somebody
+ * has it alone. */
 int shmp__os_lock_shared(int fd);
 
 /* Takes the lock for itself alone, until close: 0; -EWOULDBLOCK when somebody holds it. */
 int shmp__os_lock_alone(int fd);
 
-int shmp__os_shm_open(const char *name, int create, int read_only);
+/* Whether names can be listed, so that leftovers are removed, and the lock is needed to tell them. */
+extern const int shmp__os_shm_is_listed;
+
+/* mode: of a new one, narrowed by the umask; 0: open what is there. */
+int shmp__os_shm_open(const char *name, unsigned mode, int read_only);
+/* 1: the name is that of the file, or the system does not tell; 0: it is another's, or gone. */
+int shmp__os_shm_is(const char *name, const shmp__os_file *file);
 int shmp__os_shm_unlink(const char *name);
 
-int shmp__os_shmget(size_t size);
+typedef struct shmp__os_segment {
+    size_t size;
+    unsigned long user, creator; /* users */
+} shmp__os_segment;
+
+int shmp__os_shmget(size_t size, unsigned mode);
 int shmp__os_shmat(int id, int read_only, void **ret_data);
 int shmp__os_shmdt(void *data);
 int shmp__os_shm_remove(int id);
-int shmp__os_shm_size(int id, size_t *ret_size);
+int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment);
 extern const char shmp__os_sysctl[]; /* what the names of the limits begin with, for messages */
 /* Others can still attach to a segment that is marked for removal. */
 extern const int shmp__os_shm_attaches_removed;
@@ -82,7 +100,10 @@ int shmp__os_memfd_create(int noexec);
 int shmp__os_seal_size(int fd);
 /* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
 long shmp__os_proc_pid(void);
-int shmp__os_open_fd_of(long pid, int fd, int read_only);
+/* Looks at another process's descriptor, without opening what it is: that can be anything. For fstat, close and: */
+int shmp__os_look_at_fd_of(long pid, int fd);
+/* Opens what was looked at. */
+int shmp__os_open_seen(int seen, int read_only);
 
 /* Linux only, os_proc.c. */
 

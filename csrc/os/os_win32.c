@@ -1,5 +1,5 @@
 /* System calls of Windows. */
-#include "core/platform.h"
+#include "os/platform.h"
 #if SHMP_HAVE_WIN32
 #define WIN32_LEAN_AND_MEAN
 #define _CRT_RAND_S             /* stdlib.h: rand_s */
@@ -42,6 +42,8 @@ const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
     return room;
 }
 
+int shmp__os_is_privileged(void) { return 0; }
+
 int shmp__os_setenv(const char *name, const char *value) {
     return result_of_call(SYS_OR(FALSE, SetEnvironmentVariableA, (name, value)));
 }
@@ -72,6 +74,8 @@ const char *shmp__os_remedy(int os_error) {
     default: return "";
     }
 }
+
+const char shmp__os_random_call[] = "rand_s";
 
 int shmp__os_random(void *ret_bytes, size_t length) {
     unsigned char *at = ret_bytes;

@@ -28,6 +28,4 @@ int shmp__os_handle_close(void *handle);
 /* Lets the child processes that inherit handles have this one. */
 int shmp__os_handle_inherit(void *handle);
 
-int shmp__os_random(void *ret_bytes, size_t length);
-
 #endif

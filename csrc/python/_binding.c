@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 141), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 129), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // shmp_provider_options const *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 149), // shmp_provider_options const *
 /* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 136), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 145), // shmp_error *
 /* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // shmp_provider *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // shmp_provider *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 74), // shmp_shmem * *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 82), // shmp_shmem * *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
@@ -617,116 +617,125 @@ static void *_cffi_types[] = {
 /* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 111), // int(*)(void *, shmp_listed const *)
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 143), // void *
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 119), // int(*)(void *, shmp_listed const *)
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // void *
 /* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
 /* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 43 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 45 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_description const *
-/* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
-/* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 56 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // shmp_limits *
-/* 57 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 62 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 65 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
-/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 74 */ _CFFI_OP(_CFFI_OP_POINTER, 141), // shmp_shmem *
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
-/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
-/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 41 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // shmp_description const *
+/* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 43 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 48 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 51 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 41),
+/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 56 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
+/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
+/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 146), // shmp_limits *
+/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 70 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
+/* 82 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // shmp_shmem *
 /* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
 /* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // int(*)(void *, long)
-/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 92 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // shmp_description *
-/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 104 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 109 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
-/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 138), // shmp_listed const *
+/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
+/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 95 */ _CFFI_OP(_CFFI_OP_POINTER, 115), // int(*)(void *, long)
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 101 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // shmp_description *
+/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 106 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 111 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 112 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 121 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // shmp_listed const *
 /* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
+/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
 /* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 143), // void()(shmp_provider *)
-/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 129 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 130 */ _CFFI_OP(_CFFI_OP_ARRAY, 129), // char[200]
-/* 131 */ (_cffi_opcode_t)(200),
-/* 132 */ _CFFI_OP(_CFFI_OP_ARRAY, 129), // char[20]
-/* 133 */ (_cffi_opcode_t)(20),
-/* 134 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 135 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 136 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 137 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 138 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 139 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 140 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 141 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
+/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION, 152), // void()(shmp_provider *)
+/* 135 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 138 */ _CFFI_OP(_CFFI_OP_ARRAY, 137), // char[200]
+/* 139 */ (_cffi_opcode_t)(200),
+/* 140 */ _CFFI_OP(_CFFI_OP_ARRAY, 137), // char[20]
+/* 141 */ (_cffi_opcode_t)(20),
+/* 142 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 144 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 145 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 146 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 147 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 148 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 149 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 150 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 151 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -861,10 +870,10 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(45), arg1, (char **)&x1);
+      _cffi_type(41), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(45), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(41), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -906,6 +915,93 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_attach _cffi_d_shmp_attach
 #endif
 
+static int _cffi_d_shmp_attach_fd(shmp_provider * x0, int x1, shmp_description const * x2, unsigned int x3, shmp_shmem * * x4, shmp_error * x5)
+{
+  return shmp_attach_fd(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  int x1;
+  shmp_description const * x2;
+  unsigned int x3;
+  shmp_shmem * * x4;
+  shmp_error * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "shmp_attach_fd", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(18), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(41), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(41), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(22), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(22), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_attach_fd(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_attach_fd _cffi_d_shmp_attach_fd
+#endif
+
 static int _cffi_d_shmp_available(unsigned int x0, char const * * x1, shmp_error * x2)
 {
   return shmp_available(x0, x1, x2);
@@ -933,10 +1029,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(104), arg1, (char **)&x1);
+      _cffi_type(112), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(104), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(112), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1094,10 +1190,10 @@ _cffi_f_shmp_close(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(74), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(74), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1359,10 +1455,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(93), arg1, (char **)&x1);
+      _cffi_type(101), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(93), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(101), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1669,10 +1765,10 @@ _cffi_f_shmp_persist(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(74), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(74), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1881,10 +1977,10 @@ _cffi_f_shmp_provider_limits(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(56), arg1, (char **)&x1);
+      _cffi_type(64), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_limits *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(56), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(64), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2237,7 +2333,7 @@ _cffi_f_shmp_users(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(87));
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(95));
   if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
     return NULL;
 
@@ -2299,6 +2395,15 @@ _cffi_f_shmp_version(PyObject *self, PyObject *noarg)
 #else
 #  define _cffi_f_shmp_version _cffi_d_shmp_version
 #endif
+
+static int _cffi_const_SHMP_ANY_USER(unsigned long long *o)
+{
+  int n = (SHMP_ANY_USER) <= 0;
+  *o = (unsigned long long)((SHMP_ANY_USER) | 0);  /* check that SHMP_ANY_USER is an integer */
+  if (!_cffi_check_int(*o, n, 16U))
+    n |= 2;
+  return n;
+}
 
 static int _cffi_const_SHMP_DRY_RUN(unsigned long long *o)
 {
@@ -2363,6 +2468,15 @@ static int _cffi_const_SHMP_RESERVE(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_SHMP_UNMAPPED(unsigned long long *o)
+{
+  int n = (SHMP_UNMAPPED) <= 0;
+  *o = (unsigned long long)((SHMP_UNMAPPED) | 0);  /* check that SHMP_UNMAPPED is an integer */
+  if (!_cffi_check_int(*o, n, 32U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_WHOLE(unsigned long long *o)
 {
   int n = (SHMP_WHOLE) <= 0;
@@ -2414,7 +2528,8 @@ static void _cffi_checkfld__shmp_listed(shmp_listed *p)
   (void)((p->struct_size) | 0);  /* check that 'shmp_listed.struct_size' is an integer */
   { char const * *tmp = &p->provider; (void)tmp; }
   (void)((p->size) | 0);  /* check that 'shmp_listed.size' is an integer */
-  (void)((p->owner) | 0);  /* check that 'shmp_listed.owner' is an integer */
+  (void)((p->holder) | 0);  /* check that 'shmp_listed.holder' is an integer */
+  (void)((p->user) | 0);  /* check that 'shmp_listed.user' is an integer */
   (void)((p->is_alive) | 0);  /* check that 'shmp_listed.is_alive' is an integer */
   { char(*tmp)[20] = &p->id; (void)tmp; }
 }
@@ -2427,13 +2542,14 @@ static void _cffi_checkfld__shmp_provider_options(shmp_provider_options *p)
   (void)p;
   (void)((p->struct_size) | 0);  /* check that 'shmp_provider_options.struct_size' is an integer */
   (void)((p->flags) | 0);  /* check that 'shmp_provider_options.flags' is an integer */
+  (void)((p->timeout_ms) | 0);  /* check that 'shmp_provider_options.timeout_ms' is an integer */
   { shmp_provider * *tmp = &p->inner; (void)tmp; }
   { char const * *tmp = &p->address; (void)tmp; }
-  (void)((p->timeout_ms) | 0);  /* check that 'shmp_provider_options.timeout_ms' is an integer */
 }
 struct _cffi_align__shmp_provider_options { char x; shmp_provider_options y; };
 
 static const struct _cffi_global_s _cffi_globals[] = {
+  { "SHMP_ANY_USER", (void *)_cffi_const_SHMP_ANY_USER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_DRY_RUN", (void *)_cffi_const_SHMP_DRY_RUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_EID", (void *)_cffi_const_SHMP_EID, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_EINVAL", (void *)_cffi_const_SHMP_EINVAL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -2451,33 +2567,35 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 121), (void *)_cffi_d_shmp_abi_version },
-  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 43), (void *)_cffi_d_shmp_attach },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_shmp_available },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 129), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_shmp_attach },
+  { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_shmp_attach_fd },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 110), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 96), (void *)_cffi_d_shmp_clone },
-  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_close },
-  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 59), (void *)_cffi_d_shmp_create },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 104), (void *)_cffi_d_shmp_clone },
+  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_close },
+  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 123), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 91), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 131), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 99), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
-  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 77), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 118), (void *)_cffi_d_shmp_flags },
+  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 85), (void *)_cffi_d_shmp_fileno },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 126), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_list },
-  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_shmp_persist },
-  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_shmp_post_fork },
-  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 126), (void *)_cffi_d_shmp_provider_close },
-  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_provider_limits },
+  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_persist },
+  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_shmp_post_fork },
+  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 58), (void *)_cffi_d_shmp_pre_fork },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 134), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
-  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 66), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 115), (void *)_cffi_d_shmp_size },
-  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_shmp_to_env },
-  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 85), (void *)_cffi_d_shmp_users },
+  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_reap },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 123), (void *)_cffi_d_shmp_size },
+  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_to_env },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 93), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -2487,7 +2605,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 132) },
+          _CFFI_OP(_CFFI_OP_NOOP, 140) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2499,19 +2617,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 130) },
+               _CFFI_OP(_CFFI_OP_NOOP, 138) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 142) },
+             _CFFI_OP(_CFFI_OP_NOOP, 151) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 142) },
+                _CFFI_OP(_CFFI_OP_NOOP, 151) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 130) },
+              _CFFI_OP(_CFFI_OP_NOOP, 138) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2520,65 +2638,68 @@ static const struct _cffi_field_s _cffi_fields[] = {
                 _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 142) },
-  { "owner", offsetof(shmp_listed, owner),
-             sizeof(((shmp_listed *)0)->owner),
-             _CFFI_OP(_CFFI_OP_NOOP, 109) },
+            _CFFI_OP(_CFFI_OP_NOOP, 151) },
+  { "holder", offsetof(shmp_listed, holder),
+              sizeof(((shmp_listed *)0)->holder),
+              _CFFI_OP(_CFFI_OP_NOOP, 143) },
+  { "user", offsetof(shmp_listed, user),
+            sizeof(((shmp_listed *)0)->user),
+            _CFFI_OP(_CFFI_OP_NOOP, 143) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 132) },
+          _CFFI_OP(_CFFI_OP_NOOP, 140) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "flags", offsetof(shmp_provider_options, flags),
              sizeof(((shmp_provider_options *)0)->flags),
              _CFFI_OP(_CFFI_OP_NOOP, 21) },
+  { "timeout_ms", offsetof(shmp_provider_options, timeout_ms),
+                  sizeof(((shmp_provider_options *)0)->timeout_ms),
+                  _CFFI_OP(_CFFI_OP_NOOP, 21) },
   { "inner", offsetof(shmp_provider_options, inner),
              sizeof(((shmp_provider_options *)0)->inner),
              _CFFI_OP(_CFFI_OP_NOOP, 18) },
   { "address", offsetof(shmp_provider_options, address),
                sizeof(((shmp_provider_options *)0)->address),
                _CFFI_OP(_CFFI_OP_NOOP, 12) },
-  { "timeout_ms", offsetof(shmp_provider_options, timeout_ms),
-                  sizeof(((shmp_provider_options *)0)->timeout_ms),
-                  _CFFI_OP(_CFFI_OP_NOOP, 21) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 135, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 144, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 136, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 145, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 137, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 146, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 138, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 6 },
-  { "shmp_provider", 139, _CFFI_F_OPAQUE,
+  { "shmp_listed", 147, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 7 },
+  { "shmp_provider", 148, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 140, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 16, 5 },
-  { "shmp_shmem", 141, _CFFI_F_OPAQUE,
+  { "shmp_provider_options", 149, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 17, 5 },
+  { "shmp_shmem", 150, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 134, _cffi_prim_int(4, 0),
+  { "$1", 142, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 135 },
-  { "shmp_error", 136 },
-  { "shmp_limits", 137 },
-  { "shmp_listed", 138 },
-  { "shmp_provider", 139 },
-  { "shmp_provider_options", 140 },
-  { "shmp_shmem", 141 },
-  { "shmp_user_visitor", 87 },
+  { "shmp_description", 144 },
+  { "shmp_error", 145 },
+  { "shmp_limits", 146 },
+  { "shmp_listed", 147 },
+  { "shmp_provider", 148 },
+  { "shmp_provider_options", 149 },
+  { "shmp_shmem", 150 },
+  { "shmp_user_visitor", 95 },
   { "shmp_visitor", 34 },
 };
 
@@ -2589,12 +2710,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  45,  /* num_globals */
+  48,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  144,  /* num_types */
+  153,  /* num_types */
   0,  /* flags */
 };
 

@@ -225,7 +225,7 @@ static PyObject *limits(PyObject *self, PyObject *unused) {
 
 static int append_segment(void *list, const shmp_listed *segment) {
     PyObject *item =
-        Py_BuildValue("sKlO", segment->id, segment->size, segment->owner, segment->is_alive ? Py_True : Py_False);
+        Py_BuildValue("sKLO", segment->id, segment->size, segment->holder, segment->is_alive ? Py_True : Py_False);
     int failed = item ? PyList_Append(list, item) : -1;
     Py_XDECREF(item);
     return failed < 0;

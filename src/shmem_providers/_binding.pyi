@@ -27,6 +27,8 @@ class _Lib:
     SHMP_RESERVE: int
     SHMP_INHERIT: int
     SHMP_WHOLE: int
+    SHMP_ANY_USER: int
+    SHMP_UNMAPPED: int
     SHMP_OWNER: int
     SHMP_DRY_RUN: int
 

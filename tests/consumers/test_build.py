@@ -75,7 +75,7 @@ def test_without_a_compiler(fresh: Path, run: Run) -> None:
 @pytest.mark.parametrize("system", ["emscripten-4.0.9-wasm32", "wasi-0.0.0-wasm32", "haiku-1-x86_64"])
 def test_on_an_unsupported_system(system: str, fresh: Path, run: Run) -> None:
     result = setup(run, fresh, *BUILD, _PYTHON_HOST_PLATFORM=system)
-    refuses(result, fresh, f"does not support {system}", "csrc/core/platform.h")
+    refuses(result, fresh, f"does not support {system}", "csrc/os/platform.h")
 
 
 @pytest.mark.needs("unix")
@@ -113,7 +113,7 @@ def test_which_stable_abi(
 @pytest.mark.needs("unix")
 def test_the_core_refuses_an_unsupported_system(run: Run, tool: Callable[..., str]) -> None:
     undefined = [f"-U{name}" for name in ("__linux__", "__APPLE__", "__FreeBSD__", "__NetBSD__", "__OpenBSD__")]
-    result = run(tool("cc", "gcc"), *undefined, "-fsyntax-only", ROOT / "csrc/core/platform.h")
+    result = run(tool("cc", "gcc"), *undefined, "-fsyntax-only", ROOT / "csrc/os/platform.h")
     assert result.returncode == 1
     assert "#error" in result.stderr
     assert "operating system" in result.stderr

@@ -1,0 +1,69 @@
+/* The hand-off of id and size through the environment. */
+#include "core/core.h"
+#include "os/os.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+int shmp__env_description(const shmp_shmem *shmem, const char *name, shmp_description *ret_description,
+                          shmp_error *reterr) {
+    shmp_description description;
+    if (!shmem || !name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "NULL argument");
+    if (!*name || strchr(name, '='))
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "\"%.40s\" cannot name an environment variable", name);
+    int result = shmp_describe(shmem, &description, reterr);
+    if (result < 0) return result;
+    const shmp__ops *ops = shmem->mapping->provider->ops;
+    if (strncmp(name, "__AFL_", 6) == 0 && !(ops->can & SHMP__CAN_AFL) && description.id[0] != '/')
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env",
+                          "%.40s: AFL++ would take the %s id \"%s\" for somebody else's segment: open sysv", name,
+                          ops->name, description.id);
+    *ret_description = description;
+    return 0;
+}
+
+int shmp__env_parse(const char *name, const char *id, const char *size, shmp_description *ret_description,
+                    shmp_error *reterr) {
+    unsigned long long bytes;
+    if (!id) return shmp__fail(reterr, SHMP_ENOENV, "shmp_from_env", "%.80s", name);
+    if (!size) return shmp__fail(reterr, SHMP_ENOENV, "shmp_from_env", "%.80s_SIZE", name);
+    const char *end = shmp__decimal(size, SIZE_MAX, &bytes);
+    if (!end && *size >= '1' && *size <= '9' && !size[strspn(size, "0123456789")])
+        return shmp__fail(reterr, SHMP_EOVERFLOW, "shmp_from_env", "%.80s_SIZE is %.40s", name, size);
+    if (!end || *end)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_from_env",
+                          "%.80s_SIZE is \"%.40s\": not a decimal number of bytes", name, size);
+    ret_description->size = (size_t)bytes;
+    return shmp__copy_id(ret_description->id, id, strlen(id), reterr);
+}
+
+static int size_name(char *ret_text, size_t room, const char *name, shmp_error *reterr) {
+    if (!name) return shmp__fail(reterr, SHMP_EINVAL, "environment", "NULL argument");
+    if ((size_t)snprintf(ret_text, room, "%s_SIZE", name) < room) return 0;
+    return shmp__fail(reterr, SHMP_EINVAL, "environment", "\"%.40s...\": a shorter name, please", name);
+}
+
+int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr) {
+    char name_of_size[256], size[24];
+    shmp_description description;
+    int result = size_name(name_of_size, sizeof name_of_size, name, reterr);
+    if (result == 0) result = shmp__env_description(shmem, name, &description, reterr);
+    if (result < 0) return result;
+    snprintf(size, sizeof size, "%zu", description.size);
+    int failed = shmp__os_setenv(name, description.id);
+    if (!failed) failed = shmp__os_setenv(name_of_size, size);
+    if (failed) shmp__os_unsetenv(name); /* one without the other would mislead */
+    return failed ? shmp__fail_os(reterr, failed, "setenv", "%.80s", name) : 0;
+}
+
+int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,
+                  shmp_error *reterr) {
+    char name_of_size[256], id[SHMP__ENV_ROOM], size[SHMP__ENV_ROOM];
+    int result = size_name(name_of_size, sizeof name_of_size, name, reterr);
+    if (result < 0) return result;
+    shmp_description description;
+    result =
+        shmp__env_parse(name, shmp__os_getenv(name, id), shmp__os_getenv(name_of_size, size), &description, reterr);
+    return result < 0 ? result : shmp_attach(provider, &description, flags, ret_shmem, reterr);
+}

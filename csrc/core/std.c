@@ -1,0 +1,68 @@
+/* std: the best mechanism that works here. It creates with that one, and attaches with whichever has ids of the
+ * shape that it is given. A bare descriptor number (SHMP_FD_IDS) has the shape of a sysv id, and is taken for one. */
+#include "core/core.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct std_provider {
+    shmp_provider base;                                 /* base.inner: the chosen one */
+    shmp__atomic_pointer others[SHMP__MECHANISM_COUNT]; /* shmp_provider *, opened at the first attach to such an id */
+} std_provider;
+
+static int choose(shmp_provider *provider, shmp_error *reterr) {
+    shmp_error why = {.call = ""};
+    char tried[160] = "";
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
+        const shmp__ops *ops = shmp__mechanism(i);
+        if (!ops || !(ops->can & SHMP__CAN_SHARE)) continue;
+        int result = shmp__provider_open_tried(ops, provider->flags, &provider->inner, &why);
+        if (result == 0) return 0;
+        if (result == -SHMP_ENOMEM) return shmp__fail(reterr, SHMP_ENOMEM, why.call, "%s", why.message);
+        size_t used = strlen(tried);
+        snprintf(tried + used, sizeof tried - used, "; %s: %s, error %d", ops->name, why.call, why.os_error);
+    }
+    return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here%s (shmp_available tells more)", tried);
+}
+
+/* An inner one that came with the options is the environment's choice. */
+static int std_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
+    return options->inner ? 0 : choose(provider, reterr);
+}
+
+static void std_end(shmp_provider *provider) {
+    std_provider *self = (std_provider *)provider;
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++)
+        shmp_provider_close(shmp__atomic_load_pointer(&self->others[i]));
+}
+
+static shmp_provider *open_other(std_provider *self, unsigned row, shmp_error *reterr) {
+    shmp_provider *opened = shmp__atomic_load_pointer(&self->others[row]);
+    shmp_provider_options options = {.struct_size = sizeof options, .flags = SHMP_KEEP_LEFTOVERS};
+    if (opened || shmp__provider_open(shmp__mechanism(row), &options, &opened, reterr) < 0) return opened;
+    void *first = NULL;
+    if (shmp__atomic_swap_pointer_if(&self->others[row], &first, opened)) return opened;
+    shmp_provider_close(opened); /* another thread was faster */
+    return first;
+}
+
+static shmp_provider *std_route(shmp_provider *provider, const char *id, shmp_error *reterr) {
+    if (!id) return provider->inner;
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
+        const shmp__ops *ops = shmp__mechanism(i);
+        if (!ops || !ops->accepts || !ops->accepts(id)) continue;
+        return ops == provider->inner->ops ? provider->inner : open_other((std_provider *)provider, i, reterr);
+    }
+    shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\" has the shape of no provider's id%s", id,
+               *id && *id != '/' ? ": posix names begin with /" : "");
+    return NULL;
+}
+
+const shmp__ops shmp__std_ops = {
+    .name = "std",
+    .can = SHMP__CAN_WRAP,
+    .provider_size = sizeof(std_provider),
+    .open = std_open,
+    .end = std_end,
+    .route = std_route,
+};
