@@ -7,7 +7,8 @@
 #include <string.h>
 
 enum {
-    CREATE_FLAGS = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP__MODE,
+    CREATE_FLAGS = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP__MODE,
+    NAMED_FLAGS = CREATE_FLAGS | SHMP_KEEP | SHMP_EXIST_OK,
     ATTACH_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER,
     CLONE_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT
 };
@@ -24,6 +25,8 @@ static int check(const shmp_provider *provider, size_t size, unsigned flags, uns
     if (!provider || !ret_shmem) return shmp__fail(reterr, SHMP_EINVAL, call, "NULL argument");
     int result = check_flags(flags, known, call, reterr);
     if (result < 0) return result;
+    if (flags & (0111u << 16))
+        return shmp__fail(reterr, SHMP_EINVAL, call, "flags %#x: nobody executes a segment: 0666 is the most", flags);
     if (size == 0) return shmp__fail(reterr, SHMP_EINVAL, call, "size 0: a segment has at least 1 byte");
     if (size > PTRDIFF_MAX) return shmp__fail(reterr, SHMP_EOVERFLOW, call, "size %zu", size);
     return 0;
@@ -73,6 +76,7 @@ static int undo(shmp__mapping *mapping, shmp_error *reterr) {
 /* The last step of whatever makes a mapping: `result` is the mechanism's. */
 static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_error *reterr) {
     shmp__mapping *mapping = shmem->mapping;
+    shmem->flags = mapping->flags & (SHMP_READ_ONLY | SHMP_OWNER); /* SHMP_EXIST_OK may have found one */
     if (result == 0 && mapping->flags & SHMP_INHERIT) {
         result = shmp_persist(shmem, reterr);
         if (result < 0) {
@@ -109,6 +113,18 @@ static shmp_provider *route(shmp_provider *provider, const char *id, shmp_error 
     return provider->ops->route ? provider->ops->route(provider, id, reterr) : provider;
 }
 
+/* To whichever attaches to that id. */
+static int route_to(shmp_provider **provider, const char *id, shmp_error *reterr) {
+    shmp_error why;
+    shmp_provider *found = route(*provider, id, &why);
+    if (found) {
+        *provider = found;
+        return 0;
+    }
+    if (reterr) *reterr = why;
+    return why.code;
+}
+
 int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
     int result = check(provider, size, flags, CREATE_FLAGS | page_size_flags, ret_shmem, "shmp_create", reterr);
     return result < 0 ? result : create(route(provider, NULL, NULL), NULL, size, flags, ret_shmem, reterr);
@@ -117,7 +133,7 @@ int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem
 int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                       shmp_error *reterr) {
     char id[SHMP__ID_SIZE];
-    int result = check(provider, size, flags, CREATE_FLAGS | page_size_flags, ret_shmem, "shmp_create_named", reterr);
+    int result = check(provider, size, flags, NAMED_FLAGS | page_size_flags, ret_shmem, "shmp_create_named", reterr);
     if (result < 0) return result;
     if (!name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_create_named", "NULL argument");
     provider = route(provider, NULL, NULL);
@@ -147,12 +163,8 @@ int shmp_attach(shmp_provider *provider, const shmp_description *description, un
     size_t size;
     int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach", id, &size, reterr);
     if (result < 0) return result;
-    shmp_error why;
-    provider = route(provider, id, &why);
-    if (!provider) {
-        if (reterr) *reterr = why;
-        return why.code;
-    }
+    result = route_to(&provider, id, reterr);
+    if (result < 0) return result;
     shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
     if (!shmem) return -SHMP_ENOMEM;
     return finish(shmem, provider->ops->attach(shmem->mapping, id, reterr), ret_shmem, reterr);
@@ -172,6 +184,30 @@ int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *desc
     shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
     if (!shmem) return -SHMP_ENOMEM;
     return finish(shmem, provider->ops->attach_fd(shmem->mapping, fd, id, reterr), ret_shmem, reterr);
+}
+
+int shmp_attach_name(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
+                     shmp_error *reterr) {
+    if (flags & SHMP_WHOLE) size = 1;
+    int result = check(provider, size, flags, ATTACH_FLAGS, ret_shmem, "shmp_attach_name", reterr);
+    if (result < 0) return result;
+    if (!name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach_name", "NULL argument");
+    result = route_to(&provider, name, reterr);
+    if (result < 0) return result;
+    if (!provider->ops->attach_name)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_attach_name", "%s has no names: open posix",
+                          provider->ops->name);
+    shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
+    if (!shmem) return -SHMP_ENOMEM;
+    return finish(shmem, provider->ops->attach_name(shmem->mapping, name, reterr), ret_shmem, reterr);
+}
+
+int shmp_unlink(shmp_provider *provider, const char *name, shmp_error *reterr) {
+    if (!provider || !name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_unlink", "NULL argument");
+    int result = route_to(&provider, name, reterr);
+    if (result < 0) return result;
+    if (provider->ops->unlink) return provider->ops->unlink(provider, name, reterr);
+    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_unlink", "%s has no names: open posix", provider->ops->name);
 }
 
 static int share(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {

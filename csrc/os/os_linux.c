@@ -128,18 +128,77 @@ int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
 }
 
-int shmp__os_shm_is(const char *name, const shmp__os_file *file) {
+/* "/dev/shm" and a name; 0: no system has such a long one. */
+static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
+    return (size_t)snprintf(ret_path, SHM_PATH_ROOM, "%s%s", shmp__os_shm_place, name) < SHM_PATH_ROOM;
+}
+
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
     char path[SHM_PATH_ROOM];
-    struct stat found;
-    if ((size_t)snprintf(path, sizeof path, "%s%s", shmp__os_shm_place, name) >= sizeof path) return -ENAMETOOLONG;
-    if (SYS(lstat, (path, &found)) < 0) return errno == ENOENT ? 0 : -errno;
-    return found.st_ino == file->inode && (unsigned long long)found.st_dev == file->device;
+    int fd;
+    if (!path_of(name, path)) return -ENAMETOOLONG;
+    RETRIED(fd, SYS(open, (path, O_PATH | O_NOFOLLOW | O_CLOEXEC)));
+    if (fd < 0) return -errno;
+    int result = shmp__os_stat(fd, ret_file);
+    (void)shmp__os_close(fd);
+    return result;
+}
+
+/* Two names for a moment: who is killed then leaves the old one over. Not every file system can rename without
+ * replacing what has the new name. */
+int shmp__os_shm_rename(const char *name, const char *new_name) {
+    char path[SHM_PATH_ROOM], new_path[SHM_PATH_ROOM];
+    if (!path_of(name, path) || !path_of(new_name, new_path)) return -ENAMETOOLONG;
+    if (SYS(link, (path, new_path)) < 0) return -errno;
+    int result = result_of(SYS(unlink, (path)));
+    if (result < 0) (void)unlink(new_path);
+    return result;
 }
 #endif
 
 #if SHMP_HAVE_SYSV
 const char shmp__os_sysctl[] = "kernel.";
 const int shmp__os_shm_attaches_removed = 1;
+
+static void to_segment(int id, const struct shmid_ds *segment, shmp__os_segment *ret_segment) {
+    const struct ipc_perm *rights = &segment->shm_perm;
+    long long changed = segment->shm_ctime;
+    if (segment->shm_atime > changed) changed = segment->shm_atime;
+    if (segment->shm_dtime > changed) changed = segment->shm_dtime;
+    *ret_segment = (shmp__os_segment){.id = id,
+                                      .key = (int)rights->__key,
+                                      .size = segment->shm_segsz,
+                                      .user = rights->uid,
+                                      .creator = rights->cuid,
+                                      .mode = rights->mode & 0777u,
+                                      .is_removed = !!(rights->mode & SHM_DEST),
+                                      .attached = (unsigned long)segment->shm_nattch,
+                                      .creator_pid = segment->shm_cpid,
+                                      .last_pid = segment->shm_lpid,
+                                      .changed = changed};
+}
+
+int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
+    struct shmid_ds segment;
+    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
+    to_segment(id, &segment, ret_segment);
+    return 0;
+}
+
+int shmp__os_each_segment(int (*visit)(void *context, const shmp__os_segment *segment), void *context) {
+    struct shm_info used;
+    int last = SYS(shmctl, (0, SHM_INFO, (struct shmid_ds *)(void *)&used)), result = 0;
+    if (last < 0) return -errno;
+    for (int i = 0; i <= last && result == 0; i++) {
+        struct shmid_ds found;
+        shmp__os_segment segment;
+        int id = SYS(shmctl, (i, SHM_STAT, &found));
+        if (id < 0) continue; /* a free place, or another user's */
+        to_segment(id, &found, &segment);
+        result = visit(context, &segment);
+    }
+    return result;
+}
 
 int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
     struct shminfo allowed;

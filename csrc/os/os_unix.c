@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -34,6 +35,10 @@ void *shmp__os_allocate(size_t size) { return SYS_OR(NULL, calloc, (1, size)); }
 void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc, (memory, size)); }
 
 long long shmp__os_now(void) { return (long long)time(NULL); }
+
+void shmp__os_pause(void) { (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
+
+int shmp__os_has_ended(long pid) { return kill((pid_t)pid, 0) < 0 && errno == ESRCH; }
 
 const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
     (void)room;
@@ -119,7 +124,7 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
                                 .device = (unsigned long long)file.st_dev,
                                 .links = file.st_nlink,
                                 .user = (unsigned long)file.st_uid,
-                                .mode = (unsigned long)file.st_mode & 0777,
+                                .mode = (unsigned long)file.st_mode & 07777,
                                 .granule = granule_of(fd, &file),
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
@@ -185,8 +190,8 @@ int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (na
 #endif
 #if SHMP_HAVE_SYSV
 
-int shmp__os_shmget(size_t size, unsigned mode) {
-    return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | (int)mode)));
+int shmp__os_shmget(int key, size_t size, unsigned mode) {
+    return result_of(SYS(shmget, ((key_t)key, size, IPC_CREAT | IPC_EXCL | (int)mode)));
 }
 
 int shmp__os_shmat(int id, int read_only, void **ret_data) {
@@ -199,15 +204,6 @@ int shmp__os_shmat(int id, int read_only, void **ret_data) {
 int shmp__os_shmdt(void *data) { return result_of(SYS_RELEASE(shmdt, (data))); }
 
 int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NULL))); }
-
-int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
-    struct shmid_ds segment;
-    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
-    *ret_segment = (shmp__os_segment){.size = (size_t)segment.shm_segsz,
-                                      .user = (unsigned long)segment.shm_perm.uid,
-                                      .creator = (unsigned long)segment.shm_perm.cuid};
-    return 0;
-}
 
 #endif
 #endif
