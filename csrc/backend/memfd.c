@@ -120,8 +120,12 @@ static int is_meant(const memfd_id *meant, const shmp__os_file *file) {
 }
 
 static int fail_gone(const memfd_id *meant, const char *id, shmp_error *reterr) {
-    return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": process %llu has closed that fd %llu, or has ended", id,
-                      (unsigned long long)meant->pid, (unsigned long long)meant->fd);
+    if (shmp__os_proc_pid() < 0)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": memfd ids need /proc: mount it, or open posix", id);
+    return shmp__fail(reterr, SHMP_ENOTFOUND, "open",
+                      "\"%s\": process %llu has closed fd %llu or ended, or is hidden: another pid namespace (--pid), "
+                      "another user's under hidepid",
+                      id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
 /* Maps `fd` if it is the segment that the id means; on failure it stays the caller's. Seals come first: what is
@@ -140,10 +144,11 @@ static int fail_open(int error, const memfd_id *meant, const char *id, shmp_erro
     case -ENOENT: return fail_gone(meant, id, reterr);
     case -EACCES:
     case -EPERM:
-        return shmp__fail_os(reterr, error, "open",
-                             "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
-                             "send the descriptor, or open posix",
-                             id, (unsigned long long)meant->pid);
+        return shmp__fail_os(
+            reterr, error, "open",
+            "\"%s\": process %llu is another user's, is not dumpable as it changed its user, or has more "
+            "rights or another user namespace; send the descriptor, or open posix",
+            id, (unsigned long long)meant->pid);
     default:
         if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
         /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */

@@ -34,6 +34,7 @@ int shmp__fd_map_checked(shmp__mapping *mapping, int fd, const shmp__os_file *fi
         return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is a pipe, socket, directory or device", id);
     int result = shmp__check_user(mapping, file->user, "fstat", id, reterr);
     if (result < 0) return result;
+    if (file->size == 0) return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" is empty", id);
     if (file->size < mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" has %llu bytes, the description says %zu", id,
                           file->size, mapping->size);

@@ -201,6 +201,7 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);
+    if (shmp__os_is_untold(result)) return 0; /* such as a /proc that has processes only */
     if (result < 0)
         return shmp__fail_os(reterr, result, shmp__os_memory_call, "\"%s\": free memory", shmp__os_memory_call);
     if (bytes < limits->bytes) limits->bytes = bytes;

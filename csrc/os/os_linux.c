@@ -75,7 +75,7 @@ int shmp__os_populate(void *data, size_t size) { return advise(data, size, MADV_
 
 int shmp__os_memfd_create(int noexec) {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (noexec ? MFD_NOEXEC_SEAL : 0);
-    return result_of(SYS(memfd_create, ("shmem_providers", flags)));
+    return shmp__os_above_stdio(SYS(memfd_create, ("shmem_providers", flags)));
 }
 
 int shmp__os_seal_size(int fd) {
@@ -97,12 +97,28 @@ long shmp__os_proc_pid(void) {
 }
 
 /* O_PATH: whoever else's descriptor it is, nothing is opened with this process's rights. */
-int shmp__os_look_at_fd_of(long pid, int fd) {
-    char path[48];
+static int look_in(const char *folder, int fd) {
+    char path[80];
     int result;
-    snprintf(path, sizeof path, "/proc/%ld/fd/%d", pid, fd);
+    snprintf(path, sizeof path, "%sfd/%d", folder, fd);
     RETRIED(result, SYS(open, (path, O_PATH | O_CLOEXEC)));
-    return result_of(result);
+    return shmp__os_above_stdio(result);
+}
+
+static int look_in_thread(void *context, const char *folder) {
+    int *fd = context, seen = look_in(folder, *fd);
+    if (seen < 0) return seen == -ENOENT ? 0 : seen;
+    *fd = seen;
+    return 1;
+}
+
+int shmp__os_look_at_fd_of(long pid, int fd) {
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int seen = look_in(folder, fd);
+    if (seen != -ENOENT) return seen;
+    int found = shmp__os_each_thread(pid, look_in_thread, &fd);
+    return found > 0 ? fd : found < 0 ? found : -ENOENT;
 }
 
 int shmp__os_open_seen(int seen, int read_only) {
@@ -116,7 +132,7 @@ int shmp__os_open_seen(int seen, int read_only) {
         RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
         if (result >= 0 || errno != ENOENT) break;
     }
-    return result_of(result);
+    return shmp__os_above_stdio(result);
 }
 
 #if SHMP_HAVE_POSIX

@@ -10,6 +10,7 @@
 #include "os/os_unix.h"
 
 #include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,8 @@ int shmp__os_passed_over(int error) {
     default: return error;
     }
 }
+
+enum { DONE = INT_MAX }; /* no visitor gives that: the visit ends, and all is well */
 
 static int each_entry(const char *path, int (*visit)(void *context, const char *name), void *context) {
     DIR *directory;
@@ -71,11 +74,56 @@ int shmp__os_each_process(int (*visit)(void *context, long pid), void *context) 
     return each_entry("/proc", visit_number, &inner);
 }
 
-int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+typedef struct thread_visit {
+    long pid;
+    int (*visit)(void *context, const char *folder);
+    void *context;
+} thread_visit;
+
+static int visit_thread(void *context, long thread) {
+    const thread_visit *outer = context;
+    char folder[64];
+    snprintf(folder, sizeof folder, "/proc/%ld/task/%ld/", outer->pid, thread);
+    return outer->visit(outer->context, folder);
+}
+
+int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context) {
     char path[32];
-    number_visit inner = {visit, context};
-    snprintf(path, sizeof path, "/proc/%ld/fd", pid);
-    return shmp__os_passed_over(each_entry(path, visit_number, &inner));
+    thread_visit outer = {pid, visit, context};
+    number_visit inner = {visit_thread, &outer};
+    snprintf(path, sizeof path, "/proc/%ld/task", pid);
+    return each_entry(path, visit_number, &inner);
+}
+
+typedef struct fd_visit {
+    int (*visit)(void *context, long fd);
+    void *context;
+    int count;
+} fd_visit;
+
+static int visit_one_fd(void *context, long fd) {
+    fd_visit *outer = context;
+    outer->count++;
+    return outer->visit(outer->context, fd);
+}
+
+/* Those of the first thread that has any: threads share them. */
+static int visit_fds_in(void *context, const char *folder) {
+    fd_visit *outer = context;
+    number_visit inner = {visit_one_fd, outer};
+    char path[80];
+    snprintf(path, sizeof path, "%sfd", folder);
+    int result = shmp__os_passed_over(each_entry(path, visit_number, &inner));
+    return result == 0 && outer->count ? DONE : result;
+}
+
+int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+    fd_visit outer = {.visit = visit, .context = context};
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int result = visit_fds_in(&outer, folder);
+    if (result == 0) result = shmp__os_passed_over(shmp__os_each_thread(pid, visit_fds_in, &outer));
+    return result == DONE ? 0 : result;
 }
 
 int shmp__os_is_our_memfd(long pid, long fd) {
@@ -228,11 +276,18 @@ static int visit_mapping(void *context, const char *line) {
     return parse_mapping(line, &start, object) && strcmp(object, context) == 0;
 }
 
+static int visit_maps_in(void *context, const char *folder) {
+    char path[80];
+    snprintf(path, sizeof path, "%smaps", folder);
+    return each_line(path, visit_mapping, context);
+}
+
 /* 1: the process has the object mapped; 0: it has not; negative: that cannot be read. */
 static int has_mapped(long pid, char *object) {
-    char path[32];
-    snprintf(path, sizeof path, "/proc/%ld/maps", pid);
-    return each_line(path, visit_mapping, object);
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int result = visit_maps_in(object, folder);
+    return result == 0 ? shmp__os_each_thread(pid, visit_maps_in, object) : result;
 }
 
 typedef struct holder_search {
@@ -319,7 +374,7 @@ static int visit_process(void *context, long pid) {
 
 int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context) {
     own_mapping own = {.start = (unsigned long long)(size_t)data};
-    int found = each_line("/proc/self/maps", visit_own_mapping, &own);
+    int found = each_line("/proc/thread-self/maps", visit_own_mapping, &own);
     if (found < 0) return found;
     if (found == 0) return -ENOENT;
     user_search search = {own.object, visit, context};

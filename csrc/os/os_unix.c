@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -64,10 +65,22 @@ int shmp__os_is_unsupported(int error) {
     return error == -EINVAL || error == -ENOSYS || error == -EOPNOTSUPP || error == -ENOTSUP;
 }
 
+int shmp__os_is_untold(int error) { return error == -ENOENT || error == -EACCES || error == -EPERM; }
+
 int shmp__os_is_shortage(int error) { return error == -EMFILE || error == -ENFILE || error == -ENOMEM; }
 
-const char *shmp__os_remedy(int os_error) {
+static int is_one_of(const char *call, const char *const *calls) {
+    while (*calls && strcmp(call, *calls) != 0) calls++;
+    return *calls != NULL;
+}
+
+const char *shmp__os_remedy(const char *call, int os_error) {
+    static const char *const mapping[] = {"mmap", "shmat", NULL};
+    static const char *const creating[] = {"memfd_create", "fcntl", "shm_open", "shmget", "shmat", NULL};
     switch (os_error) {
+    case EAGAIN: return is_one_of(call, mapping) ? "; memory is locked (mlockall): raise ulimit -l" : "";
+    case EPERM:
+        return is_one_of(call, creating) ? "; a sandbox may deny it (seccomp, AppArmor, SELinux): allow it there" : "";
     case EMFILE: return "; this process has too many open files: close some, or raise ulimit -n";
     case ENFILE: return "; this machine has too many open files: raise the system's limit (Linux: sysctl fs.file-max)";
     case ENOMEM: return "; free memory, or raise ulimit -v, vm.max_map_count or the container's limit";
@@ -89,7 +102,16 @@ int shmp__os_unmap(void *data, size_t size) { return result_of(SYS_RELEASE(munma
 /* Never retried: after EINTR the descriptor is closed (Linux), and may be somebody else's by now. */
 int shmp__os_close(int fd) { return SYS_RELEASE(close, (fd)) < 0 && errno != EINTR ? -errno : 0; }
 
-int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, 0))); }
+enum { FIRST = STDERR_FILENO + 1 };
+
+int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, FIRST))); }
+
+int shmp__os_above_stdio(int fd) {
+    if (fd < 0 || fd >= FIRST) return result_of(fd);
+    int moved = shmp__os_dup(fd);
+    (void)close(fd);
+    return moved;
+}
 
 int shmp__os_truncate(int fd, size_t size) {
     int result;
@@ -182,7 +204,7 @@ int shmp__os_shm_open(const char *name, unsigned mode, int read_only) {
     int result, flags = (read_only ? O_RDONLY : O_RDWR) | MORE_FLAGS;
     if (mode) flags |= O_CREAT | O_EXCL;
     RETRIED(result, SYS(shm_open, (name, flags, (mode_t)mode)));
-    return result_of(result);
+    return shmp__os_above_stdio(result);
 }
 
 int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (name))); }

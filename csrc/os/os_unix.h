@@ -13,6 +13,10 @@ void *shmp__os_enlarge(void *memory, size_t size);
 long long shmp__os_now(void); /* seconds */
 void shmp__os_pause(void);    /* for a millisecond */
 
+/* What a call that opens gave, or -errno; moved out of the way of who closed stdin, stdout or stderr, as others write
+ * there. */
+int shmp__os_above_stdio(int fd);
+
 /* Lets a descriptor survive exec. */
 int shmp__os_keep_on_exec(int fd);
 
@@ -122,6 +126,9 @@ int shmp__os_memfd_create(int noexec);
 int shmp__os_seal_size(int fd);
 /* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
 long shmp__os_proc_pid(void);
+/* Calls visit with the folder of each thread of a process ("/proc/<pid>/task/<tid>/"): when its main thread has ended,
+ * its own folder is empty. */
+int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context);
 /* Looks at another process's descriptor, without opening what it is: that can be anything. For fstat, close and: */
 int shmp__os_look_at_fd_of(long pid, int fd);
 /* Opens what was looked at. */
