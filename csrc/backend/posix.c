@@ -48,17 +48,13 @@ static int fail_open(int error, const char *name, shmp_error *reterr) {
 
 /* ---- Creating ---- */
 
-/* 0; 1: a reaper has taken the new name for a leftover, as it is old by now or is locked for a moment. */
+/* 0; 1: a reaper has the lock, for a moment or as he is stopped. */
 static int lock(int fd, const char *name, shmp_error *reterr) {
-    shmp__os_file file;
     int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
     if (result == -EWOULDBLOCK) return 1;
-    if (result < 0 && !(shmp__os_is_unsupported(result) && !shmp__os_shm_is_listed))
-        return shmp__fail_os(reterr, result, "flock",
-                             "\"%s\": without locks it would be taken for a leftover: allow flock, or open memfd",
-                             name);
-    result = shmp__fd_stat(fd, &file, reterr);
-    return result < 0 ? result : file.links == 0;
+    if (result == 0 || (shmp__os_is_unsupported(result) && !shmp__os_shm_is_listed)) return 0;
+    return shmp__fail_os(reterr, result, "flock",
+                         "\"%s\": without locks it would be taken for a leftover: allow flock, or open memfd", name);
 }
 
 /* What the permissions of the file say: who may attach, and what it is (SHMP__POSIX_...). */
@@ -70,7 +66,7 @@ static unsigned mode_of(const shmp__mapping *mapping, int is_chosen) {
     return mode;
 }
 
-/* Opens and locks a new file. 0; 1: the name was taken, at once or by a reaper: another one may do. */
+/* Opens and locks a new file. 0; 1: the name is taken, or a reaper has it: another one may do. */
 static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
     const char *name = shmp__fd(mapping)->name;
     int fd = shmp__os_shm_open(name, shmp__mode_of(mapping), 0);
@@ -92,7 +88,7 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
         *ret_fd = fd;
         return 0;
     }
-    (void)shmp__os_shm_unlink(name); /* a reaper that is stopped with the lock in its hands does not */
+    (void)shmp__os_shm_unlink(name); /* the reaper does not, as it is open */
     (void)shmp__os_close(fd);
     if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
     return result;
@@ -122,14 +118,14 @@ static int check_space(const shmp__mapping *mapping, int fd, shmp_error *reterr)
 /* The umask may have taken rights from the user too, and from those that SHMP_MODE names. They are given back where
  * others first hear of the name, and not at creation, which this would make a twentieth slower. Rights that somebody
  * added are left alone. */
-static int open_to_user(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
-    const char *name = shmp__fd_of(mapping)->name;
-    shmp__os_file file;
+static int open_to_user(const shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
+    const shmp__fd_mapping *self = shmp__fd_of(mapping);
     unsigned mode = mode_of(mapping, mapping->flags & CHOSEN);
-    int result = shmp__fd_stat(fd, &file, reterr);
-    if (result < 0 || (file.mode & mode) == mode) return result;
-    result = shmp__os_chmod(fd, (unsigned)file.mode | mode);
-    return result < 0 && !shmp__os_is_unsupported(result) ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", name) : 0;
+    if ((now & mode) == mode) return 0;
+    int result = shmp__os_chmod(self->fd, (unsigned)now | mode);
+    return result < 0 && !shmp__os_is_unsupported(result)
+               ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name)
+               : 0;
 }
 
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
@@ -148,7 +144,8 @@ static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
             return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge %s", mapping->size,
                                  self->name, shmp__os_shm_place);
     }
-    if (mapping->flags & CHOSEN) result = open_to_user(mapping, fd, reterr); /* nobody asks for its id */
+    self->fd = fd;
+    if (mapping->flags & CHOSEN) result = open_to_user(mapping, 0, reterr); /* nobody asks for its id */
     return result < 0 ? result : shmp__fd_map(mapping, fd, reterr);
 }
 
@@ -344,7 +341,7 @@ static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
         int result = shmp__fd_stat(self->fd, &ours, reterr);
         if (result < 0 || ours.links == 0) return result;
         result = shmp__posix_is_name_of(self->name, &ours);
-        if (result < 0) return shmp__fail_os(reterr, result, "open", "\"%s\"", self->name);
+        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
         if (result == 0) return 0;
     }
     int failed = shmp__os_shm_unlink(self->name);
@@ -357,7 +354,12 @@ static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], sh
         snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
         return 0;
     }
-    int result = mapping->flags & SHMP_OWNER ? open_to_user(mapping, self->fd, reterr) : 0;
+    shmp__os_file file;
+    int result = 0;
+    if (mapping->flags & SHMP_OWNER) {
+        result = shmp__fd_stat(self->fd, &file, reterr);
+        if (result == 0) result = open_to_user(mapping, file.mode, reterr);
+    }
     if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
     return result;
 }

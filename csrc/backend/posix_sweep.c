@@ -2,8 +2,9 @@
  *
  * Only names of the exact shape that this library makes are removed. The owner of a name holds a shared lock on it,
  * taken before it has a size: a name with a size that can be locked alone lost its owner. One without a size may be
- * between the two calls, and is a leftover after a minute. So is one that lingers (SHMP_LINGER), from when it is first
- * found without a holder. Names of the caller's choice bear a mark, are listed, and never removed here. */
+ * between the two calls, and is a leftover after a minute, if nobody has it open. So is one that lingers (SHMP_LINGER),
+ * from when it is first found without a holder. Names of the caller's choice bear a mark, are listed, and never removed
+ * here. */
 #include "os/platform.h"
 #if SHMP_HAVE_POSIX
 #include "backend/posix_sweep.h"
@@ -105,6 +106,7 @@ static int judge(sweep_state *sweep, int fd, const char *name) {
     if (is_chosen && !(file.mode & SHMP__POSIX_CHOSEN)) return 0;
     int is_old = sweep->purpose != ON_OPEN && is_older_than_a_minute(&file);
     int is_leftover = lock == 0 && !is_chosen && (file.size > 0 ? shmp__posix_is_over(&file) : is_old);
+    if (is_leftover && file.size == 0 && shmp__os_is_open_elsewhere(fd) == 1) return 0; /* however long that takes */
     if (may_remove && !is_leftover) return mark_found(sweep, fd, name, &file, lock != 0);
     if (!is_leftover && sweep->purpose == DRY_RUN) return 0;
     if (may_remove) {

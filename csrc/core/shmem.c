@@ -237,30 +237,48 @@ int shmp_clone(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shm
     return finish(shmem, provider->ops->clone(of->mapping, shmem->mapping, reterr), ret_shmem, reterr);
 }
 
-int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
-    shmp__mapping *mapping = shmem->mapping;
+/* ---- Closing: all steps are taken, and the first error is returned ---- */
+
+static int destroy(shmp_shmem *shmem, shmp_error *reterr) {
     const shmp__ops *ops = ops_of(shmem);
-    int result = ops->destroy && shmp__is_owner(shmem) ? ops->destroy(mapping, reterr) : 0;
-    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
-    if (shmp__atomic_sub(&mapping->open, 1) != 1 || !ops->close) return result;
-    int failed = ops->close(mapping, result < 0 ? NULL : reterr);
-    return result < 0 ? result : failed;
+    return ops->destroy && shmp__is_owner(shmem) ? ops->destroy(shmem->mapping, reterr) : 0;
 }
 
-static int let_go(shmp__mapping *mapping, shmp_error *reterr) {
-    if (shmp__atomic_sub(&mapping->held, 1) != 1) return 0;
+static int close_mapping(shmp__mapping *mapping, shmp_error *reterr) {
+    const shmp__ops *ops = mapping->provider->ops;
+    return shmp__atomic_sub(&mapping->open, 1) == 1 && ops->close ? ops->close(mapping, reterr) : 0;
+}
+
+static int unmap(shmp__mapping *mapping, shmp_error *reterr) {
     int result = mapping->data ? mapping->provider->ops->unmap(mapping, reterr) : 0;
-    shmp_provider_close(mapping->provider);
-    free(mapping);
+    mapping->data = NULL;
     return result;
+}
+
+int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
+    int result = destroy(shmem, reterr);
+    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
+    int failed = close_mapping(shmem->mapping, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
 }
 
 int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return 0;
-    int result = shmem->flags & SHMP__RETIRED ? 0 : shmp__retire(shmem, reterr);
-    int failed = let_go(shmem->mapping, result < 0 ? NULL : reterr);
+    shmp__mapping *mapping = shmem->mapping;
+    int is_open = !(shmem->flags & SHMP__RETIRED), result = is_open ? destroy(shmem, reterr) : 0, failed = 0;
+    if (shmp__atomic_load(&mapping->held) == 1)
+        failed = unmap(mapping, result < 0 ? NULL : reterr); /* nobody shares it */
+    if (result == 0) result = failed;
+    failed = is_open ? close_mapping(mapping, result < 0 ? NULL : reterr) : 0;
+    if (result == 0) result = failed;
+    if (shmp__atomic_sub(&mapping->held, 1) == 1) {
+        failed = unmap(mapping, result < 0 ? NULL : reterr);
+        if (result == 0) result = failed;
+        shmp_provider_close(mapping->provider);
+        free(mapping);
+    }
     free(shmem);
-    return result < 0 ? result : failed;
+    return result;
 }
 
 int shmp__is_made_here(const shmp_shmem *shmem) {

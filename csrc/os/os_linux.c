@@ -11,15 +11,16 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #if SHMP_HAVE_SYSV
 #include <sys/shm.h>
 #endif
 #if defined(__ANDROID__) /* its libc has these only from API 28 and 30 */
 #include <linux/memfd.h>
-#include <sys/syscall.h>
 #define getrandom(bytes, length, flags) syscall(SYS_getrandom, bytes, length, flags)
 #define memfd_create(name, flags) (int)syscall(SYS_memfd_create, name, flags)
 #else
@@ -144,27 +145,31 @@ int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
 }
 
+/* A lease is given to the only opener. Who opens the file in these moments is told to try again, or waits for them; the
+ * signal that tells the holder is one that nobody minds. */
+int shmp__os_is_open_elsewhere(int fd) {
+    if (SYS(fcntl, (fd, F_SETSIG, SIGURG)) < 0) return -errno;
+    if (SYS(fcntl, (fd, F_SETLEASE, F_WRLCK)) < 0) return errno == EAGAIN ? 1 : -errno;
+    (void)fcntl(fd, F_SETLEASE, F_UNLCK);
+    return 0;
+}
+
 /* "/dev/shm" and a name; 0: no system has such a long one. */
 static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
     return (size_t)snprintf(ret_path, SHM_PATH_ROOM, "%s%s", shmp__os_shm_place, name) < SHM_PATH_ROOM;
 }
 
-int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
-    char path[SHM_PATH_ROOM];
-    int fd;
-    if (!path_of(name, path)) return -ENAMETOOLONG;
-    RETRIED(fd, SYS(open, (path, O_PATH | O_NOFOLLOW | O_CLOEXEC)));
-    if (fd < 0) return -errno;
-    int result = shmp__os_stat(fd, ret_file);
-    (void)shmp__os_close(fd);
-    return result;
-}
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1u
+#endif
 
-/* Two names for a moment: who is killed then leaves the old one over. Not every file system can rename without
- * replacing what has the new name. */
+/* Some file systems cannot rename without replacing what has the new name: there it has two for a moment, and who is
+ * killed then leaves the old one over. */
 int shmp__os_shm_rename(const char *name, const char *new_name) {
     char path[SHM_PATH_ROOM], new_path[SHM_PATH_ROOM];
     if (!path_of(name, path) || !path_of(new_name, new_path)) return -ENAMETOOLONG;
+    if (SYS(syscall, (SYS_renameat2, AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
+    if (errno != EINVAL && errno != ENOSYS) return -errno;
     if (SYS(link, (path, new_path)) < 0) return -errno;
     int result = result_of(SYS(unlink, (path)));
     if (result < 0) (void)unlink(new_path);

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -132,9 +133,7 @@ static unsigned long granule_of(int fd, const struct stat *file) {
     return 0;
 }
 
-int shmp__os_stat(int fd, shmp__os_file *ret_file) {
-    struct stat file;
-    if (SYS(fstat, (fd, &file)) < 0) return -errno;
+static void to_file(struct stat file, int fd, shmp__os_file *ret_file) {
 #if defined(__APPLE__) /* its shared memory has no type, no links and no inode, and a size of whole pages */
     if (!(file.st_mode & S_IFMT)) {
         file.st_mode |= S_IFREG;
@@ -150,6 +149,12 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
                                 .granule = granule_of(fd, &file),
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
+}
+
+int shmp__os_stat(int fd, shmp__os_file *ret_file) {
+    struct stat file;
+    if (SYS(fstat, (fd, &file)) < 0) return -errno;
+    to_file(file, fd, ret_file);
     return 0;
 }
 
@@ -206,6 +211,30 @@ int shmp__os_shm_open(const char *name, unsigned mode, int read_only) {
     RETRIED(result, SYS(shm_open, (name, flags, (mode_t)mode)));
     return shmp__os_above_stdio(result);
 }
+
+#if SHMP_HAVE_LINUX
+
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
+    enum { LONGEST = 300 };
+    struct stat file;
+    char path[LONGEST];
+    if ((size_t)snprintf(path, sizeof path, "%s%s", shmp__os_shm_place, name) >= sizeof path) return -ENAMETOOLONG;
+    if (SYS(lstat, (path, &file)) < 0) return -errno;
+    to_file(file, -1, ret_file);
+    return 0;
+}
+
+#else
+
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
+    int fd = shmp__os_shm_open(name, 0, 1);
+    if (fd < 0) return fd;
+    int result = shmp__os_stat(fd, ret_file);
+    (void)shmp__os_close(fd);
+    return result;
+}
+
+#endif
 
 int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (name))); }
 

@@ -70,6 +70,9 @@ extern const int shmp__os_shm_is_listed;
 
 /* mode: of a new one, narrowed by the umask; 0: open what is there. */
 int shmp__os_shm_open(const char *name, unsigned mode, int read_only);
+/* 1: somebody has the file open for writing, in whatever pid namespace; 0: nobody but `fd`; negative: this file system,
+ * or this user, cannot tell. */
+int shmp__os_is_open_elsewhere(int fd);
 int shmp__os_shm_unlink(const char *name);
 /* Where names are listed. Gives a file another name, in one step; -EEXIST: that is taken. */
 int shmp__os_shm_rename(const char *name, const char *new_name);
