@@ -229,6 +229,12 @@ static int memfd_persist(shmp__mapping *mapping, shmp_error *reterr) {
     return shmp__fd_persist(mapping, reterr);
 }
 
+/* A copy is not the owner's, and may be handed out as well. */
+static int memfd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    narrow((shmp__mapping *)(uintptr_t)of);
+    return shmp__fd_clone(of, mapping, reterr);
+}
+
 static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     int fd = shmp__fd(mapping)->fd;
     narrow(mapping);
@@ -352,7 +358,7 @@ const shmp__ops shmp__memfd_ops = {
     .create = memfd_create_segment,
     .attach = memfd_attach,
     .attach_fd = memfd_attach_fd,
-    .clone = shmp__fd_clone,
+    .clone = memfd_clone,
     .close = shmp__fd_close,
     .unmap = shmp__fd_unmap,
     .fileno = memfd_fileno,
