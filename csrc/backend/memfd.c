@@ -201,8 +201,8 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
     if (!*id || shmp__decimal_id(id) >= 0) return shmp__fd_attach(mapping, fd, id, reterr);
     if (!parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a memfd id is <pid>.<fd>.<check>", id);
-    int own = shmp__os_dup(fd);
-    if (own < 0) return shmp__fail_os(reterr, own, "fcntl", "fd %d", fd);
+    int own = shmp__fd_dup(fd, reterr);
+    if (own < 0) return own;
     int result = map_meant(mapping, own, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(own);
     return result;
