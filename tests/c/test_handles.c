@@ -836,6 +836,7 @@ typedef struct setuid_run {
 static void run_as_nobody(void *argument) {
     const setuid_run *run = argument;
     REQUIRE(setgid(NOBODY) == 0 && setuid(NOBODY) == 0);
+    unsetenv("TSAN_OPTIONS"); /* it may name a file that is closed to nobody */
     setenv("SHMEM_PROVIDER", "sysv", 1);
     self_path = run->program;
     execute("std-is", "std", run->expected, run->is_privileged);
