@@ -206,8 +206,8 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
     if (!*id || shmp__decimal_id(id) >= 0) return shmp__fd_attach(mapping, fd, id, reterr);
     if (!parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a memfd id is <pid>.<fd>.<check>", id);
-    int own = shmp__os_dup(fd);
-    if (own < 0) return shmp__fail_os(reterr, own, "fcntl", "fd %d", fd);
+    int own = shmp__fd_dup(fd, reterr);
+    if (own < 0) return own;
     int result = map_meant(mapping, own, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(own);
     return result;
@@ -232,6 +232,12 @@ static int memfd_fileno(const shmp__mapping *mapping) {
 static int memfd_persist(shmp__mapping *mapping, shmp_error *reterr) {
     narrow(mapping);
     return shmp__fd_persist(mapping, reterr);
+}
+
+/* A copy is not the owner's, and may be handed out as well. */
+static int memfd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    narrow((shmp__mapping *)(uintptr_t)of);
+    return shmp__fd_clone(of, mapping, reterr);
 }
 
 static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
@@ -336,7 +342,7 @@ const shmp__ops shmp__memfd_ops = {
     .create = memfd_create_segment,
     .attach = memfd_attach,
     .attach_fd = memfd_attach_fd,
-    .clone = shmp__fd_clone,
+    .clone = memfd_clone,
     .close = shmp__fd_close,
     .unmap = shmp__fd_unmap,
     .fileno = memfd_fileno,

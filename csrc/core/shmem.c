@@ -170,13 +170,19 @@ int shmp_attach(shmp_provider *provider, const shmp_description *description, un
     return finish(shmem, provider->ops->attach(shmem->mapping, id, reterr), ret_shmem, reterr);
 }
 
+/* By the id, as shmp_attach; what has no descriptors, such as sysv for a number, is not meant. */
+static shmp_provider *route_fd(shmp_provider *provider, const char *id) {
+    shmp_provider *meant = *id ? route(provider, id, NULL) : NULL;
+    return meant && meant->ops->attach_fd ? meant : route(provider, NULL, NULL);
+}
+
 int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
                    shmp_shmem **ret_shmem, shmp_error *reterr) {
     char id[SHMP__ID_SIZE];
     size_t size;
     int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach_fd", id, &size, reterr);
     if (result < 0) return result;
-    provider = route(provider, NULL, NULL);
+    provider = route_fd(provider, id);
     if (fd < 0) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach_fd", "fd %d", fd);
     if (!provider->ops->attach_fd)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_attach_fd", "%s segments are no descriptors",
@@ -315,7 +321,9 @@ int shmp_persist(shmp_shmem *shmem, shmp_error *reterr) {
 
 int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
     if (!shmem || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_users", "NULL argument");
-    if (!ops_of(shmem)->users || !shmem->data)
+    if (ops_of(shmem)->users && !shmem->data)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "it is not mapped (SHMP_UNMAPPED)");
+    if (!ops_of(shmem)->users)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
     return ops_of(shmem)->users(shmem->mapping, visit, context, reterr);
 }
