@@ -223,13 +223,13 @@ static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
 
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    if (!self->name[0]) {
-        snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
-        return 0;
-    }
     int result = mapping->flags & SHMP_OWNER ? open_to_user(mapping, self->fd, reterr) : 0;
-    if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
-    return result;
+    if (result < 0) return result;
+    if (self->name[0])
+        memcpy(ret_id, self->name, SHMP__ID_SIZE);
+    else
+        snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
+    return 0;
 }
 
 static int posix_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
