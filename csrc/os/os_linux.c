@@ -125,7 +125,7 @@ const int shmp__os_shm_is_listed = 1;
 
 int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     struct stat place;
-    return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
+    return SYS(stat, (shmp__os_shm_place, &place)) == 0 && (unsigned long long)place.st_dev == file->device;
 }
 
 int shmp__os_shm_is(const char *name, const shmp__os_file *file) {

@@ -31,8 +31,6 @@ long shmp__os_pid(void) { return (long)getpid(); }
 
 void *shmp__os_allocate(size_t size) { return SYS_OR(NULL, calloc, (1, size)); }
 
-void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc, (memory, size)); }
-
 long long shmp__os_now(void) { return (long long)time(NULL); }
 
 const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
@@ -98,7 +96,7 @@ static unsigned long granule_of(int fd, const struct stat *file) {
     enum { SMALLEST_HUGE = 65536 };
     const unsigned hugetlb = 0x958458f6u;
     struct statfs system;
-    if (file->st_blksize >= SMALLEST_HUGE && fstatfs(fd, &system) == 0 && (unsigned)system.f_type == hugetlb)
+    if (file->st_blksize >= SMALLEST_HUGE && SYS(fstatfs, (fd, &system)) == 0 && (unsigned)system.f_type == hugetlb)
         return (unsigned long)file->st_blksize;
 #endif
     (void)fd, (void)file;

@@ -7,9 +7,6 @@
 
 #include <errno.h> /* the backends judge some errors */
 
-/* realloc; NULL: there is none, and `memory` is as it was. */
-void *shmp__os_enlarge(void *memory, size_t size);
-
 long long shmp__os_now(void); /* seconds */
 
 /* Lets a descriptor survive exec. */
