@@ -10,6 +10,7 @@
  * System V segments and the environment are what they were; and the operation then works. Memory
  * is counted by a build with AddressSanitizer. */
 #define _GNU_SOURCE /* Linux: namespaces */
+#include "alone.h"
 #include "check.h"
 #include "core/core.h"
 #include "os/fault.h"
@@ -17,13 +18,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -36,12 +34,6 @@ enum { SIZE = 3 * 4096, LEFTOVER_SIZE = 5 * 4096, PEER_SIZE = 7 * 4096, FROM_PEE
 
 static const char variable[] = "SHMP_FAULTS", variable_size[] = "SHMP_FAULTS_SIZE";
 static char own_name[20];
-
-static _Noreturn void give_up(const char *why) {
-    (void)!write(2, why, strlen(why));
-    (void)!write(2, "\n", 1);
-    _exit(1);
-}
 
 /* Is `word` one of the space-separated words of `list`? NULL lists everything. */
 static int lists(const char *list, const char *word) {
@@ -261,8 +253,6 @@ static const char *next_extra(const char **at, const holdings *others) {
     }
     return NULL;
 }
-
-static int is_alone; /* nobody else has names here */
 
 /* Another process's live segment holds a lock, but for the moment when it is made. Ours would hold a
  * descriptor too. */
@@ -1151,42 +1141,8 @@ static int run_all(const char *wanted) {
     return shmp__atomic_load(&check_failures) > 0;
 }
 
-static void hang(int signal_number) {
-    (void)signal_number;
-    give_up("an operation hangs");
-}
-
-enum { NOT_ALONE = 99 };
-
-/* The first process of its own namespaces. */
-static int run_alone(const char *wanted) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0 ||
-        mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777") < 0)
-        return NOT_ALONE;
-    is_alone = 1;
-    return run_all(wanted);
-}
-
-static int wait_for(pid_t child) {
-    int status;
-    if (child < 0 || waitpid(child, &status, 0) != child) return NOT_ALONE;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-}
-
-/* As root: with names, System V ids and processes of its own, so that others' do not come and go. */
 int main(int argc, char **argv) {
     const char *wanted = argc > 1 ? argv[1] : "";
     unsetenv("SHMEM_PROVIDER");
-    signal(SIGALRM, hang);
-    pid_t child = fork();
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID) < 0) _exit(NOT_ALONE);
-        child = fork();
-        if (child == 0) exit(run_alone(wanted));
-        _exit(wait_for(child));
-    }
-    int result = wait_for(child);
-    return result == NOT_ALONE ? run_all(wanted) : result;
+    return run_isolated(run_all, wanted);
 }
