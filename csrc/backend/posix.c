@@ -38,6 +38,23 @@ static int lock(int fd, const char *name, shmp_error *reterr) {
     return result < 0 ? result : file.links == 0;
 }
 
+/* Removes the name of the file `fd`. One of the caller's choice may have been removed, renamed or made anew by
+ * somebody else: then it is not ours. */
+static int destroy_name(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    const shmp__fd_mapping *self = shmp__fd_of(mapping);
+    if (!self->name[0]) return 0;
+    if (!shmp__posix_is_random_name(self->name)) {
+        shmp__os_file ours;
+        int result = shmp__fd_stat(fd, &ours, reterr);
+        if (result < 0 || ours.links == 0) return result;
+        result = shmp__os_shm_is(self->name, &ours);
+        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
+        if (result == 0) return 0;
+    }
+    int failed = shmp__os_shm_unlink(self->name);
+    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
+}
+
 /* Opens and locks a new file. 0; 1: the name was taken, at once or by a reaper: another one may do. */
 static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
     const char *name = shmp__fd(mapping)->name;
@@ -60,7 +77,7 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
         *ret_fd = fd;
         return 0;
     }
-    (void)shmp__os_shm_unlink(name); /* a reaper that is stopped with the lock in its hands does not */
+    (void)destroy_name(mapping, fd, NULL); /* a reaper that is stopped with the lock in its hands does not */
     (void)shmp__os_close(fd);
     if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
     return result;
@@ -131,7 +148,7 @@ static int set_up(shmp__mapping *mapping, int fd, int is_chosen, shmp_error *ret
 static int finish(shmp__mapping *mapping, int fd, int is_chosen, shmp_error *reterr) {
     int result = set_up(mapping, fd, is_chosen, reterr);
     if (result == 0) return 0;
-    if (shmp__fd(mapping)->name[0]) (void)shmp__os_shm_unlink(shmp__fd(mapping)->name);
+    (void)destroy_name(mapping, fd, NULL);
     (void)shmp__os_close(fd);
     return result;
 }
@@ -204,21 +221,8 @@ static int posix_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
 
 /* ---- Handles ---- */
 
-/* Removes the owner's name. One of the caller's choice may have been removed, renamed or made anew by
- * somebody else: then it is not ours. */
 static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
-    const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    if (!self->name[0]) return 0;
-    if (!shmp__posix_is_random_name(self->name)) {
-        shmp__os_file ours;
-        int result = shmp__fd_stat(self->fd, &ours, reterr);
-        if (result < 0 || ours.links == 0) return result;
-        result = shmp__os_shm_is(self->name, &ours);
-        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
-        if (result == 0) return 0;
-    }
-    int failed = shmp__os_shm_unlink(self->name);
-    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
+    return destroy_name(mapping, shmp__fd(mapping)->fd, reterr);
 }
 
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
@@ -243,7 +247,7 @@ static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_e
     shmp__fd_mapping trial = {.base = {.provider = provider}};
     int fd, result = create_file(&trial.base, &fd, reterr);
     if (result < 0) return result;
-    result = posix_destroy(&trial.base, reterr);
+    result = destroy_name(&trial.base, fd, reterr);
     if (result == 0) {
         int failed = shmp__os_free_space(fd, &ret_limits->bytes, &files);
         if (shmp__os_is_unsupported(failed)) { /* no file system, but memory of the kernel */
