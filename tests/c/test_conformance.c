@@ -1829,8 +1829,8 @@ static int look(void *argument, const shmp_listed *segment) {
     seen->visits++;
     CHECK(segment->struct_size >= sizeof *segment);
     CHECK(memchr(segment->id, 0, sizeof segment->id));
-    int is_meant =
-        seen->id ? strcmp(segment->id, seen->id) == 0 : segment->holder == (long long)getpid() && segment->size == seen->size;
+    int is_meant = seen->id ? strcmp(segment->id, seen->id) == 0
+                            : segment->holder == (long long)getpid() && segment->size == seen->size;
     if (is_meant) {
         seen->count++;
         seen->last = *segment;

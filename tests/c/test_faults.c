@@ -661,7 +661,7 @@ static const struct {
     {ONE, POSIX, CLOSE " available limits", "shm_unlink"},
     {ONE, "posix", "close_named retire_named", "fstat lstat"},
     {LASTING, NULL, NULL, "shm_unlink shmctl"},
-    {LASTING, "posix", "close_named retire_named create_named", "fstat lstat"},
+    {LASTING, POSIX, "close_named retire_named create_named", "fstat lstat"},
 };
 static int is_staying_used[LENGTH(staying)];
 

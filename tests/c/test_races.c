@@ -24,7 +24,7 @@
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
-enum { SIZE = 3 * 4096, MOST_STEPS = 2000, PATIENCE = 60 /* seconds */, THREADS = 8, ROUNDS = 200 };
+enum { SIZE = 3 * 4096, MOST_STEPS = 2000, PATIENCE = 20 /* seconds */, THREADS = 8, ROUNDS = 200 };
 
 static const unsigned seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
