@@ -236,6 +236,26 @@ static void make_chosen_name_anew(void) {
     close(shm_open("/race_chosen", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
 }
 
+/* A reaper of another program has it, and the file goes on under another name. */
+static void lock_and_move_chosen_name(void) {
+    locked[0] = shm_open("/race_chosen", O_RDWR | O_CLOEXEC, 0);
+    CHECK(flock(locked[0], LOCK_EX | LOCK_NB) == 0);
+    CHECK(rename("/dev/shm/race_chosen", "/dev/shm/race_moved") == 0);
+    close(shm_open("/race_chosen", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+}
+
+static void test_create_named_fails_beside_another_file(void) {
+    shmp_provider *provider = open_provider("posix");
+    shmp_shmem *shmem;
+    before("flock", 0, lock_and_move_chosen_name);
+    CHECK_EQUAL(shmp_create_named(provider, "/race_chosen", SIZE, 0, &shmem, NULL), -SHMP_EOS);
+    CHECK(is_done());
+    close(locked[0]);
+    CHECK(shm_unlink("/race_chosen") == 0);
+    CHECK(shm_unlink("/race_moved") == 0);
+    shmp_provider_close(provider);
+}
+
 static void test_create_named_leaves_another_file(void) {
     static const char *const calls[] = {"flock", "fstat", "fstatvfs", "ftruncate", "mmap", "fcntl"};
     shmp_provider *provider = open_provider("posix");
@@ -674,6 +694,27 @@ static void test_clones_are_closed_by_threads(void) {
     shmp_provider_close(provider);
 }
 
+static void *clone_and_close(void *context) {
+    shmp_shmem *clone;
+    pthread_barrier_wait(&start);
+    for (int i = 0; i < 100 * ROUNDS; i++)
+        CHECK(shmp_clone(context, 0, &clone, NULL) == 0 && shmp_close(clone, NULL) == 0);
+    return NULL;
+}
+
+static void test_clones_are_counted_by_threads(void) {
+    shmp_provider *provider = open_provider("nop");
+    shmp_shmem *owner;
+    void *contexts[THREADS];
+    REQUIRE(shmp_create(provider, SIZE, 0, &owner, NULL) == 0);
+    for (int i = 0; i < THREADS; i++) contexts[i] = owner;
+    in_threads(clone_and_close, contexts);
+    CHECK_EQUAL(shmp__atomic_load(&owner->mapping->open), 1);
+    CHECK_EQUAL(shmp__atomic_load(&owner->mapping->held), 1);
+    CHECK(shmp_close(owner, NULL) == 0);
+    shmp_provider_close(provider);
+}
+
 static shmp_provider *standard;
 static shmp_description of_other;
 static pthread_barrier_t inside;
@@ -758,12 +799,21 @@ static const struct {
     const char *name;
     void (*run)(void);
 } tests[] = {
-    TEST(create_with_a_stopped_reaper),       TEST(create_when_every_name_is_locked),
-    TEST(create_when_the_new_name_is_reaped), TEST(create_named_leaves_another_file),
-    TEST(reap_at_each_step_of_create),        TEST(names_change_at_each_step),
-    TEST(giver_truncates_and_seals),          TEST(descriptor_is_replaced),
-    TEST(a_process_ends_at_each_step),        TEST(list_among_impostors),
-    TEST(clones_are_closed_by_threads),       TEST(threads_make_std_open_another),
+    TEST(create_with_a_stopped_reaper),
+    TEST(create_when_every_name_is_locked),
+    TEST(create_when_the_new_name_is_reaped),
+    TEST(create_named_leaves_another_file),
+    TEST(create_named_fails_beside_another_file),
+
+    TEST(reap_at_each_step_of_create),
+    TEST(names_change_at_each_step),
+    TEST(giver_truncates_and_seals),
+    TEST(descriptor_is_replaced),
+    TEST(a_process_ends_at_each_step),
+    TEST(list_among_impostors),
+    TEST(clones_are_counted_by_threads),
+    TEST(clones_are_closed_by_threads),
+    TEST(threads_make_std_open_another),
     TEST(threads_mark_a_forked_child),
 };
 
