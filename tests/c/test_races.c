@@ -697,7 +697,7 @@ static void test_clones_are_closed_by_threads(void) {
 static void *clone_and_close(void *context) {
     shmp_shmem *clone;
     pthread_barrier_wait(&start);
-    for (int i = 0; i < 100 * ROUNDS; i++)
+    for (int i = 0; i < 500 * ROUNDS; i++)
         CHECK(shmp_clone(context, 0, &clone, NULL) == 0 && shmp_close(clone, NULL) == 0);
     return NULL;
 }
