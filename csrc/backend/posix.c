@@ -48,6 +48,23 @@ static int fail_open(int error, const char *name, shmp_error *reterr) {
 
 /* ---- Creating ---- */
 
+/* Removes the name of the file `fd`. One of the caller's choice may have been removed, renamed or made anew by
+ * somebody else: then it is not ours. */
+static int destroy_name(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    const shmp__fd_mapping *self = shmp__fd_of(mapping);
+    if (!self->name[0]) return 0;
+    if (!shmp__posix_is_random_name(self->name)) {
+        shmp__os_file ours;
+        int result = shmp__fd_stat(fd, &ours, reterr);
+        if (result < 0 || ours.links == 0) return result;
+        result = shmp__posix_is_name_of(self->name, &ours);
+        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
+        if (result == 0) return 0;
+    }
+    int failed = shmp__os_shm_unlink(self->name);
+    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
+}
+
 /* 0; 1: a reaper has the lock, for a moment or as he is stopped. */
 static int lock(int fd, const char *name, shmp_error *reterr) {
     int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
@@ -88,7 +105,7 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
         *ret_fd = fd;
         return 0;
     }
-    (void)shmp__os_shm_unlink(name); /* the reaper does not, as it is open */
+    (void)destroy_name(mapping, fd, NULL); /* a reaper that is stopped with the lock in its hands does not */
     (void)shmp__os_close(fd);
     if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
     return result;
@@ -181,7 +198,7 @@ static int finish(shmp__mapping *mapping, int fd, const char *name, shmp_error *
         if (mapping->data) (void)shmp__fd_unmap(mapping, NULL);
         mapping->data = NULL;
     }
-    if (shmp__fd(mapping)->name[0]) (void)shmp__os_shm_unlink(shmp__fd(mapping)->name);
+    (void)destroy_name(mapping, fd, NULL);
     (void)shmp__os_close(fd);
     return result;
 }
@@ -331,37 +348,24 @@ static int posix_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
 
 /* ---- Handles ---- */
 
-/* Removes the owner's name. One of the caller's choice may have been removed, renamed or made anew by
- * somebody else: then it is not ours. */
 static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
-    const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    if (!self->name[0] || mapping->flags & SHMP_KEEP) return 0;
-    if (!shmp__posix_is_random_name(self->name)) {
-        shmp__os_file ours;
-        int result = shmp__fd_stat(self->fd, &ours, reterr);
-        if (result < 0 || ours.links == 0) return result;
-        result = shmp__posix_is_name_of(self->name, &ours);
-        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
-        if (result == 0) return 0;
-    }
-    int failed = shmp__os_shm_unlink(self->name);
-    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
+    return mapping->flags & SHMP_KEEP ? 0 : destroy_name(mapping, shmp__fd(mapping)->fd, reterr);
 }
 
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    if (!self->name[0]) {
-        snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
-        return 0;
-    }
     shmp__os_file file;
     int result = 0;
     if (mapping->flags & SHMP_OWNER) {
         result = shmp__fd_stat(self->fd, &file, reterr);
         if (result == 0) result = open_to_user(mapping, file.mode, reterr);
     }
-    if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
-    return result;
+    if (result < 0) return result;
+    if (self->name[0])
+        memcpy(ret_id, self->name, SHMP__ID_SIZE);
+    else
+        snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
+    return 0;
 }
 
 static int posix_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
@@ -375,7 +379,7 @@ static int posix_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_e
     shmp__fd_mapping trial = {.base = {.provider = provider}};
     int fd, result = create_file(&trial.base, &fd, reterr);
     if (result < 0) return result;
-    result = posix_destroy(&trial.base, reterr);
+    result = destroy_name(&trial.base, fd, reterr);
     if (result == 0) {
         int failed = shmp__os_free_space(fd, &ret_limits->bytes, &files);
         if (shmp__os_is_unsupported(failed)) { /* no file system, but memory of the kernel */

@@ -111,7 +111,8 @@ static int judge(sweep_state *sweep, int fd, const char *name) {
     if (!is_leftover && sweep->purpose == DRY_RUN) return 0;
     if (may_remove) {
         result = shmp__os_shm_unlink(name);
-        if (result == -ENOENT || result == -EACCES || result == -EPERM) return 0; /* gone, or another user's */
+        if (result == -ENOENT || result == -EACCES || result == -EPERM || result == -EISDIR)
+            return 0; /* gone, another user's, or a folder by now */
         if (result < 0) return give_up(sweep, result, "shm_unlink", name);
     }
     return note(sweep, name, &file, lock != 0);

@@ -72,7 +72,7 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
         provider->inner = options->inner;
         shmp__atomic_add(&provider->inner->references, 1);
     }
-    result = mark_process(provider, reterr);
+    result = ops->route ? 0 : mark_process(provider, reterr); /* handles are of those it routes to */
     if (result == 0 && ops->open) result = ops->open(provider, options, reterr);
     if (result < 0)
         release(provider);

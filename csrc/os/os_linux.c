@@ -142,7 +142,7 @@ const int shmp__os_shm_is_listed = 1;
 
 int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     struct stat place;
-    return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
+    return SYS(stat, (shmp__os_shm_place, &place)) == 0 && (unsigned long long)place.st_dev == file->device;
 }
 
 /* A lease is given to the only opener. Who opens the file in these moments is told to try again, or waits for them; the

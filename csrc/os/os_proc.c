@@ -24,7 +24,9 @@ int shmp__os_passed_over(int error) {
     case -ESRCH:
     case -EACCES:
     case -EPERM:
-    case -ENODEV: /* this and the next: the descriptor is something else by now */
+    case -ENAMETOOLONG: /* this and the next: anybody can open a folder that deep, or take a lease on a memfd */
+    case -EWOULDBLOCK:
+    case -ENODEV: /* this and the next: a cgroup is gone, or the descriptor is something else by now */
     case -ENXIO: return 0;
     default: return error;
     }

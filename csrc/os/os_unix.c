@@ -126,7 +126,7 @@ static unsigned long granule_of(int fd, const struct stat *file) {
     enum { SMALLEST_HUGE = 65536 };
     const unsigned hugetlb = 0x958458f6u;
     struct statfs system;
-    if (file->st_blksize >= SMALLEST_HUGE && fstatfs(fd, &system) == 0 && (unsigned)system.f_type == hugetlb)
+    if (file->st_blksize >= SMALLEST_HUGE && SYS(fstatfs, (fd, &system)) == 0 && (unsigned)system.f_type == hugetlb)
         return (unsigned long)file->st_blksize;
 #endif
     (void)fd, (void)file;
