@@ -219,9 +219,9 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
  * descriptor first can get to somebody else, and not at creation, which this would make a twentieth slower. */
 static void narrow(shmp__mapping *mapping) {
     shmp__fd_mapping *self = shmp__fd(mapping);
-    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_narrow)) return;
+    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_told)) return;
     (void)shmp__os_chmod(self->fd, 0600); /* who has changed his user since cannot, and is not dumpable either */
-    shmp__atomic_add(&self->is_narrow, 1);
+    shmp__atomic_add(&self->is_told, 1);
 }
 
 static int memfd_fileno(const shmp__mapping *mapping) {

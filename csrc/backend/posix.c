@@ -133,16 +133,16 @@ static int check_space(const shmp__mapping *mapping, int fd, shmp_error *reterr)
 }
 
 /* The umask may have taken rights from the user too, and from those that SHMP_MODE names. They are given back where
- * others first hear of the name, and not at creation, which this would make a twentieth slower. Rights that somebody
- * added are left alone. */
-static int open_to_user(const shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
-    const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    unsigned mode = mode_of(mapping, mapping->flags & CHOSEN);
-    if ((now & mode) == mode) return 0;
-    int result = shmp__os_chmod(self->fd, (unsigned)now | mode);
-    return result < 0 && !shmp__os_is_unsupported(result)
-               ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name)
-               : 0;
+ * others first hear of the name, and not at creation, which this would make a twentieth slower. Later the user's own
+ * are seen to, and whatever somebody changed is left alone. */
+static int open_to_user(shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
+    shmp__fd_mapping *self = shmp__fd(mapping);
+    unsigned mode = shmp__atomic_load(&self->is_told) ? 0600 : mode_of(mapping, mapping->flags & CHOSEN);
+    int result = (now & mode) == mode ? 0 : shmp__os_chmod(self->fd, (unsigned)now | mode);
+    if (result < 0 && !shmp__os_is_unsupported(result))
+        return shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name);
+    shmp__atomic_add(&self->is_told, 1);
+    return 0;
 }
 
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
