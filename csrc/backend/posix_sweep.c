@@ -52,7 +52,8 @@ static int judge(sweep_state *sweep, int fd, const char *name, shmp_listed *ret_
     if (!is_leftover && sweep->purpose != LIST) return 0;
     if (sweep->purpose == REAP || sweep->purpose == ON_OPEN) {
         result = shmp__os_shm_unlink(name);
-        if (result == -ENOENT || result == -EACCES || result == -EPERM) return 0; /* gone, or another user's */
+        /* gone, or another user's, who may have put a folder there */
+        if (result == -ENOENT || result == -EACCES || result == -EPERM || result == -EISDIR) return 0;
         if (result < 0) return give_up(sweep, result, "shm_unlink", name);
     }
     ret_segment->size = file.size;

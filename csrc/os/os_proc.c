@@ -197,12 +197,13 @@ static int visit_lock(void *context, const char *line) {
     return 1;
 }
 
-/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. */
+/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. A System V segment is
+ * written with its id in place of an inode, and can look like a memfd but for the path. */
 static int parse_mapping(const char *line, unsigned long long *ret_start, char ret_object[64]) {
-    char device[24];
+    char device[24], path[6] = "";
     unsigned long long inode;
-    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu", ret_start, device, &inode) != 3) return 0;
-    snprintf(ret_object, 64, "%s %llu", device, inode);
+    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu %5[^\n]", ret_start, device, &inode, path) < 3) return 0;
+    snprintf(ret_object, 64, "%s %llu%s", device, inode, strcmp(path, "/SYSV") == 0 ? " sysv" : "");
     return 1;
 }
 
