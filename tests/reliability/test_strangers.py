@@ -361,3 +361,347 @@ def hand_out(fork: Fork, name: str, way: str) -> str:
 @pytest.mark.parametrize("name", ["memfd", "posix"])
 def test_a_reader_does_not_become_a_writer(name: str, way: str, isolated: Isolated, fork: Fork) -> None:
     assert isolated(hand_out, fork, name, way) == "refused"
+
+
+# ---- names that are not ours
+
+
+FOREIGN = [
+    b"shmp_backup.txt",
+    b"shmp_",
+    b"shmp_abcdefghijklM",
+    b"shmp_abcdefghijkl1",
+    b"shmp_abcdefghijkl",
+    b"shmp_abcdefghijklmn",
+    b"shmp_abcdefgh\xff\xfeklm",
+    b"shmp_abc\x1b]0;x\x07lm",
+    b"shmp_abc\x1b[31mlm",
+    b"shmp_abcdefg\nhijkl",
+    b"shmp_" + b"a" * 250,
+]
+
+
+def command(*arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-m", "shmem_providers", *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def meet_foreign_names(fork: Fork, uid: int) -> tuple[set[bytes], list[str], str]:
+    """Give what is left of the names, what was listed and reaped, and what a terminal got."""
+
+    def make() -> None:
+        for name in FOREIGN:
+            Path(os.fsdecode(b"/dev/shm/" + name)).write_bytes(b"precious")
+
+    as_user(fork, uid, make).next()
+    live = ShMemProvider("posix", lib.SHMP_KEEP_LEFTOVERS).new_shmem(SIZE)
+    shown = command("list") + command("reap")
+    found = [id for id, *_ in open_provider("posix")._list()]
+    found += [id for id, *_ in open_provider("posix")._reap(False)]
+    names = set(os.listdir(b"/dev/shm")) - {live.id[1:].encode()}
+    found.remove(live.id)
+    return names, found, shown
+
+
+@pytest.mark.parametrize("uid", [0, GIVER])
+def test_a_name_of_another_shape_is_not_ours(uid: int, isolated: Isolated, fork: Fork) -> None:
+    names, found, shown = isolated(meet_foreign_names, fork, uid)
+    assert names == set(FOREIGN)
+    assert found == []
+    assert "\x1b" not in shown
+    assert "backup" not in shown
+
+
+def swap_with_folder() -> Iterator[None]:
+    """Have a name that is now a leftover, now a folder."""
+    exchange, AT_FDCWD, RENAME_EXCHANGE = libc().renameat2, -100, 2
+    name, other = SHM / "shmp_aaaaaaaaaaaaa", SHM / "other"
+    other.mkdir()
+    first, second = bytes(name), bytes(other)
+    yield
+    while True:
+        if exchange(AT_FDCWD, first, AT_FDCWD, second, RENAME_EXCHANGE) < 0:  # it was reaped
+            name.write_bytes(b"left over")
+
+
+def reap_while_swapped(fork: Fork, tries: int) -> int:
+    swapper = as_user(fork, GIVER, swap_with_folder)
+    swapper.next()
+    swapper.ask()
+    provider = ShMemProvider("posix", lib.SHMP_KEEP_LEFTOVERS)
+    reaped = sum(len(provider._reap(False)) for _ in range(tries))
+    swapper.kill()
+    return reaped
+
+
+def test_a_name_that_becomes_a_folder_does_not_end_the_reaping(isolated: Isolated, fork: Fork, scale: Scale) -> None:
+    assert isolated(reap_while_swapped, fork, scale(20_000, 200_000)) > 0
+
+
+# ---- std, the environment, and flock
+
+
+def attach_to_number(fork: Fork) -> list[str]:
+    """Give what std says of a descriptor's number, and of the same one when it is a stranger's sysv segment."""
+    shm = open_provider("memfd").new_shmem(SIZE)
+    provider = open_provider("std")
+    said = []
+    while True:
+        with pytest.raises(OSError) as raised:  # noqa: PT011 # the test looks at which
+            provider.shmem_from_id_and_size(str(shm.fileno()), SIZE)
+        said.append(type(raised.value).__name__)
+        if len(said) == 2:
+            return said
+        Path("/proc/sys/kernel/shm_next_id").write_text(str(shm.fileno()))
+        stranger = as_user(fork, GIVER, lambda: iter([make_sysv(0o666)]))
+        assert stranger.next() == shm.fileno()
+
+
+def test_std_takes_no_number_for_a_descriptor_nor_a_strangers_segment(isolated: Isolated, fork: Fork) -> None:
+    assert isolated(attach_to_number, fork) == ["FileNotFoundError", "PermissionError"]
+
+
+def forbid_flock(error: int) -> None:
+    """As a container's filter may."""
+    number = {"x86_64": 73, "aarch64": 32}[platform.machine()]
+    LOAD, JUMP_IF_EQUAL, GIVE = 0x20, 0x15, 0x06
+    ALLOW, FAIL = 0x7FFF0000, 0x00050000
+    steps = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, number), (GIVE, 0, 0, FAIL | error), (GIVE, 0, 0, ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+    PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
+    assert libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    assert libc().prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program) == 0
+
+
+def create_without_flock(error: int) -> Iterator[str]:
+    forbid_flock(error)
+    try:
+        with ShMemProvider("posix", lib.SHMP_KEEP_LEFTOVERS).new_shmem(SIZE) as shm:
+            yield shm.id
+    except OSError as problem:
+        yield str(problem)
+
+
+def reap_without_flock(error: int) -> None:
+    forbid_flock(error)
+    open_provider("posix")
+    with contextlib.suppress(OSError):
+        open_provider("posix")._reap(False)
+
+
+def live_without_flock(fork: Fork, error: int) -> str:
+    """Give what is said to who creates; nobody's live segment is lost."""
+    with open_provider("posix").new_shmem(SIZE) as shm:
+        creator = fork(create_without_flock, error)
+        said: str = creator.next()
+        fork(reap_without_flock, error).next()
+        open_provider("posix")
+        expected = {shm.id[1:]} | {said[1:] for _ in range(1) if said.startswith("/shmp_")}
+        assert set(os.listdir(SHM)) == expected
+        creator.kill()
+        return said
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="knows the number of flock there only")
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
+def test_without_flock_no_live_segment_is_lost(error: int, isolated: Isolated, fork: Fork) -> None:
+    said = isolated(live_without_flock, fork, error)
+    assert "without locks it would be taken for a leftover: allow flock, or open memfd" in said
+
+
+WHICH_STD = """
+#include <shmem_providers.h>
+int main(void) {
+    shmp_provider *provider;
+    shmp_error error = {0};
+    if (shmp_provider_open("std", NULL, &provider, &error) < 0) return puts(error.message), 0;
+    puts(shmp_provider_name(provider));
+    shmp_provider_close(provider);
+    return 0;
+}
+"""
+
+
+def open_std_with_rights(fork: Fork, folder: Path) -> dict[str, str]:
+    """Give what std is to who obeys the environment, and to a program with more rights than its user."""
+    said = {}
+    for mode in 0o755, 0o4755:
+        program = SHM / "program"
+        shutil.copy(folder / "program", program)
+        program.chmod(mode)
+        for wanted in "nop", "posix", "nonsense":
+            environment = {"SHMEM_PROVIDER": wanted}
+
+            def run(program: Path = program, environment: dict[str, str] = environment) -> str:
+                return subprocess.run([program], env=environment, capture_output=True, text=True, check=True).stdout
+
+            said[f"{mode:o} {wanted}"] = as_user(fork, TAKER, run).next().strip()
+    return said
+
+
+def test_a_setuid_program_does_not_obey_the_environment(
+    isolated: Isolated, fork: Fork, tmp_path: Path, missing: Missing
+) -> None:
+    if not shutil.which("cc"):
+        missing("needs a C compiler")
+    core = Path(__file__).parents[2] / "csrc"
+    (tmp_path / "program.c").write_text(WHICH_STD)
+    sources = [tmp_path / "program.c", *core.glob("core/*.c"), *core.glob("backend/*.c"), *core.glob("os/*.c")]
+    options = ["-std=c11", f"-I{core}/include", f"-I{core}", "-DSHMP_STATIC", "-pthread", "-o", tmp_path / "program"]
+    subprocess.run(["cc", *options, *sources], check=True)
+    said = isolated(open_std_with_rights, fork, tmp_path)
+    assert said.pop("755 nop") == "nop shares nothing: it is opened by name only"
+    assert 'no provider is called "nonsense"' in said.pop("755 nonsense")
+    assert said.pop("755 posix") == "posix"
+    assert set(said.values()) == {"memfd"}
+
+
+# ---- what else looks alike
+
+
+def close_after(change: Callable[[Path], object]) -> list[str]:
+    shm = open_provider("posix").new_shmem_with_id(SIZE, "/chosen")
+    change(SHM / "chosen")
+    shm.close()
+    return sorted(os.listdir(SHM))
+
+
+def rename(path: Path) -> None:
+    path.rename(SHM / "elsewhere")
+    path.write_bytes(b"another's")
+
+
+def link(path: Path) -> None:
+    os.link(path, SHM / "linked")
+    path.unlink()
+    path.write_bytes(b"another's")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "nothing": (lambda path: None, []),
+    "gone": (Path.unlink, []),
+    "renamed": (rename, ["chosen", "elsewhere"]),
+    "linked": (link, ["chosen", "linked"]),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), ["chosen"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_closing_removes_no_name_that_is_anothers_by_now(change: str, isolated: Isolated) -> None:
+    how, left = CHANGES[change]
+    assert isolated(close_after, how) == left
+
+
+def users_of_alike(fork: Fork) -> tuple[list[int], list[int], int, int]:
+    """Have a sysv segment whose id is the inode of a memfd. Give the users of both."""
+    shm = open_provider("memfd").new_shmem(SIZE)
+    inode = os.fstat(shm.fileno()).st_ino
+    Path("/proc/sys/kernel/shm_next_id").write_text(str(inode))
+
+    def hold() -> Iterator[tuple[int, list[int]]]:
+        shm.close()
+        sysv = open_provider("sysv").new_shmem(SIZE)
+        yield int(sysv.id), sysv._users()
+
+    child = fork(hold)
+    id, users_of_sysv = child.next()
+    assert id == inode
+    users = shm._users()
+    child.kill()
+    return users, users_of_sysv, os.getpid(), child.pid
+
+
+def test_users_of_a_memfd_are_not_those_of_a_sysv_segment(isolated: Isolated, fork: Fork) -> None:
+    users_of_memfd, users_of_sysv, ours, child = isolated(users_of_alike, fork)
+    assert users_of_memfd == [ours]
+    assert users_of_sysv == [child]
+
+
+# ---- many
+
+
+def hold_memfds(count: int) -> Iterator[None]:
+    """Impostors: they have our name, and no seals."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, count + 100), most))
+    files = [os.memfd_create("shmem_providers", os.MFD_ALLOW_SEALING) for _ in range(count)]
+    yield
+    assert files
+
+
+def list_among(fork: Fork, processes: int) -> float:
+    """Give the seconds of the fastest of some listings, which find one's own only."""
+    children = [fork(hold_memfds, 2500) for _ in range(processes)]
+    for child in children:
+        child.next()
+    provider, durations = open_provider("memfd"), []
+    with provider.new_shmem(SIZE) as shm:
+        for _ in range(3):
+            start = time.perf_counter()
+            assert [id for id, *_ in provider._list()] == [shm.id]
+            durations.append(time.perf_counter() - start)
+    for child in children:
+        child.kill()
+    return min(durations)
+
+
+def test_listing_takes_time_in_proportion(isolated: Isolated, fork: Fork) -> None:
+    few, many = isolated(list_among, fork, 1), isolated(list_among, fork, 8)
+    assert many < 16 * few
+
+
+def limits_beside(name: str, count: int) -> list[int]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+    provider = open_provider(name)
+    limits = [provider._limits()[1]]
+    held = [provider.new_shmem(SIZE) for _ in range(count)]
+    limits.append(provider._limits()[1])
+    while True:
+        try:
+            held.append(provider.new_shmem(SIZE))
+        except OSError:
+            return [*limits, len(held)]
+
+
+@pytest.mark.parametrize("name", ["memfd", "posix"])
+def test_limits_count_what_is_open(name: str, isolated: Isolated) -> None:
+    at_first, beside, most = isolated(limits_beside, name, 200)
+    assert at_first == most
+    assert beside == most - 200
+
+
+def close_in_children(fork: Fork, count: int) -> list[int]:
+    """Fork while another thread is inside a call on the segment; give what each child still has of it."""
+    provider = open_provider("memfd")
+    shm = provider.new_shmem(SIZE)
+    (fd,) = descriptors_of_memfds()
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            provider.clone_ref(shm).close()
+            shm._users()
+
+    def close() -> list[str]:
+        shm.close()
+        try:
+            return [os.readlink(f"/proc/self/fd/{fd}")]
+        except FileNotFoundError:
+            return []
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    left = []
+    for _ in range(count):
+        child = fork(close)
+        left += child.next()
+        child.kill()
+    stop.set()
+    thread.join()
+    return left
+
+
+def test_a_child_forked_inside_a_call_releases_what_it_closes(isolated: Isolated, fork: Fork) -> None:
+    assert isolated(close_in_children, fork, 100) == []
