@@ -87,7 +87,7 @@ def _user_of(shm: ShMem) -> int | None:
         for line in segments:
             row = dict(zip(heading, line.split(), strict=True))
             if shm.provider_name == "sysv" and row["shmid"] == shm.id.as_str():
-                return int(row["uid"])
+                return int(row["cuid"])  # who made it can give it to anybody
     return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import platform
 import random
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from other_users import Abi, base_36, become, contents, descriptors_of_memfds, memfd_id
+from other_users import Abi, become, contents, descriptors_of_memfds, memfd_id
 
-from shmem_providers import ShMemProvider, lib, open_provider
+from shmem_providers import MmapShMemProvider, ShMemProvider, lib, open_provider
 
 SHM = Path("/dev/shm")
 SIZE = 4096
@@ -44,6 +45,12 @@ pytestmark = pytest.mark.usefixtures("as_root")
 def as_user(fork: Fork, uid: int, function: Callable[..., Any], *args: Any) -> Any:
     """Give a child that is that user."""
     return fork(become, uid, lambda: function(*args))
+
+
+def command(*arguments: str) -> str:
+    result = subprocess.run([sys.executable, "-m", "shmem_providers", *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
 
 
 # ---- what is offered is looked at before it is opened
@@ -142,9 +149,7 @@ def list_while_swapped(fork: Fork, kind: str, giver: int, tries: int) -> int:
 
 @pytest.mark.parametrize("giver", [0, GIVER])
 @pytest.mark.parametrize("kind", ["fifo", "file"])
-def test_listing_opens_nothing_but_memfds(
-    kind: str, giver: int, isolated: Isolated, fork: Fork, scale: Scale
-) -> None:
+def test_listing_opens_nothing_but_memfds(kind: str, giver: int, isolated: Isolated, fork: Fork, scale: Scale) -> None:
     assert isolated(list_while_swapped, fork, kind, giver, scale(1000, 20_000)) > 0
 
 
@@ -240,16 +245,21 @@ GIVEN = {
 }
 
 
-def try_to_take(name: str, id: str, uid: int) -> tuple[list[str], bytes]:
+def try_to_take(name: str, id: str) -> tuple[list[str], bytes]:
     """Give the refusals, and what is there for who trusts."""
     refused = []
-    for provider in name, "std":
+    for taker in name, "std":
         for flags in 0, lib.SHMP_READ_ONLY, lib.SHMP_WHOLE:
             with pytest.raises(PermissionError) as raised:
-                Abi(provider).attach(id, SIZE, flags)
+                Abi(taker).attach(id, SIZE, flags)
             refused.append(str(raised.value))
         with pytest.raises(PermissionError):
-            open_provider(provider).shmem_from_id_and_size(id, SIZE)
+            open_provider(taker).shmem_from_id_and_size(id, SIZE)
+        with pytest.raises(PermissionError):
+            open_provider(taker).attach(id)
+    provider = open_provider(name)
+    with provider.shmem_from_id_and_size(id, SIZE, any_user=True) as shm, provider.clone_ref(shm) as clone:
+        assert clone[:4] == b"mine"
     abi = Abi(name)
     trusting = abi.attach(id, SIZE, lib.SHMP_ANY_USER)
     abi.clone(trusting)
@@ -260,7 +270,7 @@ def take_of_another(fork: Fork, what: str, taker: int) -> tuple[list[str], bytes
     name, give = GIVEN[what]
     giver = as_user(fork, GIVER, give)
     id = giver.next()
-    got: tuple[list[str], bytes] = as_user(fork, taker, try_to_take, name, id, taker).next()
+    got: tuple[list[str], bytes] = as_user(fork, taker, try_to_take, name, id).next()
     giver.kill()
     return got
 
@@ -277,6 +287,23 @@ def test_what_is_another_users_is_taken_by_who_says_so_only(
         assert f"user {GIVER}'s" in message
         assert "any_user=True (SHMP_ANY_USER)" in message
     assert data == b"mine"
+
+
+def show_to_root(fork: Fork) -> tuple[list[Any], list[Any]]:
+    """Give the users that list and inspect show."""
+    givers = [as_user(fork, GIVER, give) for give in (give_memfd, give_posix, lambda: give_sysv(0))]
+    ids = [giver.next() for giver in givers]
+    listed = [segment["user"] for segment in json.loads(command("list", "--json"))["segments"]]
+    inspected = [json.loads(command("inspect", "--json", id))["user"] for id in ids]
+    for giver in givers:
+        giver.kill()
+    return listed, inspected
+
+
+def test_list_and_inspect_show_whose_it_is(isolated: Isolated, fork: Fork) -> None:
+    listed, inspected = isolated(show_to_root, fork)
+    assert listed == [GIVER, GIVER]
+    assert inspected == [GIVER, GIVER, GIVER]
 
 
 def take_of_root(fork: Fork, what: str) -> bytes:
@@ -379,12 +406,6 @@ FOREIGN = [
     b"shmp_abcdefg\nhijkl",
     b"shmp_" + b"a" * 250,
 ]
-
-
-def command(*arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "shmem_providers", *arguments], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    return result.stdout
 
 
 def meet_foreign_names(fork: Fork, uid: int) -> tuple[set[bytes], list[str], str]:
@@ -549,8 +570,16 @@ def test_a_setuid_program_does_not_obey_the_environment(
     core = Path(__file__).parents[2] / "csrc"
     (tmp_path / "program.c").write_text(WHICH_STD)
     sources = [tmp_path / "program.c", *core.glob("core/*.c"), *core.glob("backend/*.c"), *core.glob("os/*.c")]
-    options = ["-std=c11", f"-I{core}/include", f"-I{core}", "-DSHMP_STATIC", "-pthread", "-o", tmp_path / "program"]
-    subprocess.run(["cc", *options, *sources], check=True)
+    options = [
+        "-std=c11",
+        f"-I{core}/include",
+        f"-I{core}",
+        "-DSHMP_STATIC",
+        "-pthread",
+        "-o",
+        str(tmp_path / "program"),
+    ]
+    subprocess.run(["cc", *options, *map(str, sources)], check=True)
     said = isolated(open_std_with_rights, fork, tmp_path)
     assert said.pop("755 nop") == "nop shares nothing: it is opened by name only"
     assert 'no provider is called "nonsense"' in said.pop("755 nonsense")
@@ -562,7 +591,7 @@ def test_a_setuid_program_does_not_obey_the_environment(
 
 
 def close_after(change: Callable[[Path], object]) -> list[str]:
-    shm = open_provider("posix").new_shmem_with_id(SIZE, "/chosen")
+    shm = MmapShMemProvider().new_shmem_with_id(SIZE, "/chosen")
     change(SHM / "chosen")
     shm.close()
     return sorted(os.listdir(SHM))
@@ -579,12 +608,17 @@ def link(path: Path) -> None:
     path.write_bytes(b"another's")
 
 
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "nothing": (lambda path: None, []),
     "gone": (Path.unlink, []),
     "renamed": (rename, ["chosen", "elsewhere"]),
     "linked": (link, ["chosen", "linked"]),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), ["chosen"]),
+    "a folder": (replace_by_folder, ["chosen"]),
 }
 
 
@@ -674,15 +708,13 @@ def test_limits_count_what_is_open(name: str, isolated: Isolated) -> None:
 
 def close_in_children(fork: Fork, count: int) -> list[int]:
     """Fork while another thread is inside a call on the segment; give what each child still has of it."""
-    provider = open_provider("memfd")
-    shm = provider.new_shmem(SIZE)
+    shm = open_provider("memfd").new_shmem(SIZE)
     (fd,) = descriptors_of_memfds()
     stop = threading.Event()
 
     def call() -> None:
         while not stop.is_set():
-            provider.clone_ref(shm).close()
-            shm._users()
+            shm._users()  # a clone would keep what it shares
 
     def close() -> list[str]:
         shm.close()
