@@ -25,7 +25,8 @@ static int is_name(const char *id) {
 
 /* ---- Creating ---- */
 
-/* 0; 1: a reaper has taken the new name for a leftover, as it is old by now or is locked for a moment. */
+/* 0; or a reaper has taken the new name for a leftover. 1: it has it locked, for a moment; 2: it has removed it, as it
+ * is old by now. */
 static int lock(int fd, const char *name, shmp_error *reterr) {
     shmp__os_file file;
     int result = shmp__os_lock_shared(fd); /* before it has a size: without one nobody takes it for a leftover */
@@ -35,7 +36,7 @@ static int lock(int fd, const char *name, shmp_error *reterr) {
                              "\"%s\": without locks it would be taken for a leftover: allow flock, or open memfd",
                              name);
     result = shmp__fd_stat(fd, &file, reterr);
-    return result < 0 ? result : file.links == 0;
+    return result < 0 || file.links > 0 ? result : 2;
 }
 
 /* Opens and locks a new file. 0; 1: the name was taken, at once or by a reaper: another one may do. */
@@ -60,10 +61,12 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
         *ret_fd = fd;
         return 0;
     }
-    (void)shmp__os_shm_unlink(name); /* a reaper that is stopped with the lock in its hands does not */
+    /* a reaper that is stopped with the lock in its hands does not; what has the name after it was removed is not ours
+     */
+    if (result != 2) (void)shmp__os_shm_unlink(name);
     (void)shmp__os_close(fd);
-    if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
-    return result;
+    if (result < 0) return result;
+    return shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name), 1;
 }
 
 /* Gives the locked descriptor of a new file, its name in the mapping. */
