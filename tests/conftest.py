@@ -274,6 +274,7 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
     failures, before, names = request.session.testsfailed, state(), ownerless_names()
     yield
+    request.node.funcargs.clear()  # a closed segment whose memory was exported keeps it
     if request.session.testsfailed > failures:
         return  # its traceback keeps its segments alive
     deadline = time.monotonic() + 2

@@ -329,8 +329,11 @@ def test_descriptor_ids(sharing: ShMemProvider, can: Can, run_python: Callable[.
             run_python(code, provider.name, options, shm.id, pass_fds=[shm.fileno()])
         assert shm[-1] == 2
         with provider.clone_ref(shm) as clone:
-            assert clone.id != shm.id
+            assert clone.id == shm.id
             assert clone[:2] == b"fd"
+        with provider.shmem_from_description(shm.description) as other:
+            assert other.id != shm.id
+            assert other[:2] == b"fd"
         assert shm[:2] == b"fd"
         with pytest.raises(SizeMismatchError):
             provider.shmem_from_id_and_size(shm.id, 4098)
@@ -479,7 +482,8 @@ def test_nothing_is_left_of_a_killed_owner(sharing: ShMemProvider, taker: str, p
 
 @pytest.mark.needs("sysv", "linux")
 def test_a_sysv_segment_is_marked_for_removal_at_once() -> None:
-    with UnixShMemProvider().new_shmem(4096) as shm, UnixShMemProvider().clone_ref(shm):
+    provider = UnixShMemProvider()
+    with provider.new_shmem(4096) as shm, provider.clone_ref(shm), provider.shmem_from_id_and_size(shm.id, 4096):
         titles, *rows = map(str.split, Path("/proc/sysvipc/shm").read_text().splitlines())
         (row,) = (dict(zip(titles, fields, strict=True)) for fields in rows if fields[1] == shm.id)
         assert (row["perms"], row["nattch"], row["size"]) == ("1600", "2", "4096")  # 1000: SHM_DEST
@@ -640,9 +644,10 @@ def test_limits_are_reported_as_errors(provider: ShMemProvider, can: Can, peer: 
         raised, message = peer.raises(fill)
         assert raised == "OSError"
         assert "ulimit -n" in message
-        raised, message = peer.raises("provider.clone_ref(all[0])")
+        raised, message = peer.raises("provider.attach(all[0].id)")
         assert raised == "OSError"
         assert "ulimit -n" in message
+        peer("provider.clone_ref(all[0]).close()")  # shares
         peer("all[0][0] = 1")
     else:
         peer(fill)
