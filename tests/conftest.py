@@ -23,8 +23,8 @@ TESTS = os.path.dirname(__file__)
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named"},
-    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle"},
+    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode"},
+    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "nop": set[str](),
 }

@@ -15,6 +15,7 @@ import random
 import re
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
