@@ -454,7 +454,14 @@ def look_and_clean(fork: Fork) -> None:
     owners = {name: fork(make, name, 1) for name in PROVIDERS}
     ids = {name: owner.next()[0] for name, owner in owners.items()}
     rows = {
-        name: {"provider": name, "id": ids[name], "size": SIZE, "owner_pid": owners[name].pid, "alive": True}
+        name: {
+            "provider": name,
+            "id": ids[name],
+            "size": SIZE,
+            "owner_pid": owners[name].pid,
+            "user": os.geteuid(),
+            "alive": True,
+        }
         for name in PROVIDERS
         if name != "sysv"
     }
@@ -472,6 +479,7 @@ def look_and_clean(fork: Fork) -> None:
                 "provider": name,
                 "id": ids[name],
                 "size": SIZE,
+                "user": os.geteuid(),
                 "first_bytes": b"mine\0\0".hex(" "),
                 "mapped_by": sorted(users),
             }
