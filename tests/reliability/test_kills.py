@@ -291,7 +291,7 @@ def inherit(fork: Fork, share: str) -> None:
     owner.kill()
     left = {name} - ({name} if share == "nothing" else set())
     assert clear_up() == left
-    assert [(id, owner in (0, heir), alive) for id, _, owner, alive in keeping("posix")._list()] == [
+    assert [(id, owner in (0, heir), alive) for id, _, owner, _, alive in keeping("posix")._list()] == [
         (f"/{name}", True, True) for name in left
     ]
     os.kill(heir, signal.SIGKILL)
@@ -308,7 +308,7 @@ def test_list_names_nobody_who_has_ended(fork: Fork) -> None:
     owner = fork(bequeath, "handle")
     name, heir = owner.next()
     owner.kill()
-    found = [(pid, alive) for id, _, pid, alive in keeping("posix")._list() if id == f"/{name}"]
+    found = [(pid, alive) for id, _, pid, _, alive in keeping("posix")._list() if id == f"/{name}"]
     os.kill(heir, signal.SIGKILL)
     (SHM / name).unlink()
     assert found in ([(0, True)], [(heir, True)])
@@ -334,7 +334,7 @@ def share_between_namespaces(fork: Fork, unshare_pids: Callable[[], None]) -> No
     ours = {shm.id[1:]: shm for shm in [keeping("posix").new_shmem(SIZE)]}
     assert clear_up() == theirs | ours.keys()
     assert fork(clear_up_elsewhere, fork, unshare_pids).next() == theirs | ours.keys()
-    for id, _, pid, alive in keeping("posix")._list():
+    for id, _, pid, _, alive in keeping("posix")._list():
         assert alive
         assert id in Path(f"/proc/{pid}/maps").read_text()
     owner.next()
@@ -361,7 +361,7 @@ def reuse_pid(fork: Fork, name: str) -> None:
     living = successor.next()
     if name == "posix":
         assert {f"/{name}" for name in clear_up()} == set(living)
-        assert {pid for _, _, pid, _ in keeping(name)._list()} == {owner.pid}
+        assert {pid for _, _, pid, _, _ in keeping(name)._list()} == {owner.pid}
     for id in dead:
         with pytest.raises((InvalidIdError, FileNotFoundError)):
             open_provider(name).shmem_from_id_and_size(id, SIZE)
@@ -454,7 +454,14 @@ def look_and_clean(fork: Fork) -> None:
     owners = {name: fork(make, name, 1) for name in PROVIDERS}
     ids = {name: owner.next()[0] for name, owner in owners.items()}
     rows = {
-        name: {"provider": name, "id": ids[name], "size": SIZE, "owner_pid": owners[name].pid, "alive": True}
+        name: {
+            "provider": name,
+            "id": ids[name],
+            "size": SIZE,
+            "owner_pid": owners[name].pid,
+            "user": os.geteuid(),
+            "alive": True,
+        }
         for name in PROVIDERS
         if name != "sysv"
     }
@@ -472,6 +479,7 @@ def look_and_clean(fork: Fork) -> None:
                 "provider": name,
                 "id": ids[name],
                 "size": SIZE,
+                "user": os.geteuid(),
                 "first_bytes": b"mine\0\0".hex(" "),
                 "mapped_by": sorted(users),
             }
