@@ -197,13 +197,14 @@ static int visit_lock(void *context, const char *line) {
     return 1;
 }
 
-/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. A System V segment is
- * written with its id in place of an inode, and can look like a memfd but for the path. */
+/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. A System V segment has
+ * its id for an inode, on the device of memfds, one of which may have that inode. */
 static int parse_mapping(const char *line, unsigned long long *ret_start, char ret_object[64]) {
-    char device[24], path[6] = "";
+    char device[24];
     unsigned long long inode;
-    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu %5[^\n]", ret_start, device, &inode, path) < 3) return 0;
-    snprintf(ret_object, 64, "%s %llu%s", device, inode, strcmp(path, "/SYSV") == 0 ? " sysv" : "");
+    int path = 0;
+    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu %n", ret_start, device, &inode, &path) != 3) return 0;
+    snprintf(ret_object, 64, "%s %llu%s", device, inode, strncmp(line + path, "/SYSV", 5) == 0 ? " SYSV" : "");
     return 1;
 }
 

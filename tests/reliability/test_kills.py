@@ -135,7 +135,7 @@ def kill_at_random(fork: Fork, name: str, rounds: int) -> int:
         assert left == [], f"round {turn}"
         gaps += in_gap
     if rounds > 10 and name == "posix":
-        (SHM / "kept_shmp_stillborn").touch()
+        (SHM / "kept_shmp_stillbornname").touch()
         for path in SHM.glob("kept_*"):
             path.rename(SHM / path.name.removeprefix("kept_"))
         time.sleep(62)
@@ -428,17 +428,17 @@ def cli(*arguments: str, env: dict[str, str] | None = None) -> Any:
 
 
 def grow_old(later: dict[str, str]) -> None:
-    (SHM / "shmp_stillborn").touch(0o600)
-    assert clear_up() == {"shmp_stillborn"}
+    (SHM / "shmp_stillbornname").touch(0o600)
+    assert clear_up() == {"shmp_stillbornname"}
     assert reap(dry_run=True) == set()
     opening = "from shmem_providers import *; open_provider('posix')"
     subprocess.run([sys.executable, "-c", opening], env={**os.environ, **later}, check=True)
-    assert names() == {"shmp_stillborn"}
-    assert [segment["id"] for segment in cli("reap", "--dry-run", env=later)] == ["/shmp_stillborn"]
-    with (SHM / "shmp_stillborn").open() as owner:
+    assert names() == {"shmp_stillbornname"}
+    assert [segment["id"] for segment in cli("reap", "--dry-run", env=later)] == ["/shmp_stillbornname"]
+    with (SHM / "shmp_stillbornname").open() as owner:
         fcntl.flock(owner, fcntl.LOCK_SH)  # about to give it a size
         assert cli("reap", env=later) == []
-    assert names() == {"shmp_stillborn"}
+    assert names() == {"shmp_stillbornname"}
     assert [segment["size"] for segment in cli("reap", env=later)] == [0]
     assert names() == set()
 
