@@ -107,8 +107,8 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
     }
     (void)destroy_name(mapping, fd, NULL); /* a reaper that is stopped with the lock in its hands does not */
     (void)shmp__os_close(fd);
-    if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
-    return result;
+    if (result < 0) return result;
+    return shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name), 1;
 }
 
 /* Gives the locked descriptor of a new file, its name in the mapping. */
