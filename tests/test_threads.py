@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shmem_providers import ShMem, ShMemProvider, available_providers, open_provider
+from shmem_providers import ShMem, ShMemDescription, ShMemProvider, available_providers, open_provider
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -349,18 +349,19 @@ def test_who_looks_at_all_objects_finds_no_half_made_one(provider: ShMemProvider
     run_python(LOOK, provider.name, SECONDS)
 
 
-# Calls that must let other threads run.
-OUTSIDE_THE_GIL: dict[str, Callable[[ShMemProvider, ShMem], object]] = {
-    "new_shmem": lambda provider, shm: provider.new_shmem(4096).close(),
-    "shmem_from_id_and_size": lambda provider, shm: provider.shmem_from_id_and_size(shm.id, 4096).close(),
-    "open": lambda provider, shm: ShMemProvider(provider.name),
-    "open std": lambda provider, shm: open_provider("std"),
-    "describe": lambda provider, shm: shm.description,
-    "env": lambda provider, shm: shm._env_description("X"),
-    "users": lambda provider, shm: shm._users(),
-    "limits": lambda provider, shm: provider._limits(),
-    "list": lambda provider, shm: provider._list(),
-    "reap": lambda provider, shm: provider._reap(True),
+# Calls that must let other threads run. A segment that is made is given back, for its end lets them run, too.
+OUTSIDE_THE_GIL: dict[str, Callable[[ShMemProvider, ShMem, ShMemDescription], object]] = {
+    "new_shmem": lambda provider, shm, what: provider.new_shmem(1),
+    "shmem_from_id_and_size": lambda provider, shm, what: provider.shmem_from_id_and_size(what.id, 1),
+    "close": lambda provider, shm, what: provider.clone_ref(shm).close(),
+    "open": lambda provider, shm, what: ShMemProvider(provider.name),
+    "open std": lambda provider, shm, what: open_provider("std"),
+    "describe": lambda provider, shm, what: shm.description,
+    "env": lambda provider, shm, what: shm._env_description("X"),
+    "users": lambda provider, shm, what: shm._users(),
+    "limits": lambda provider, shm, what: provider._limits(),
+    "list": lambda provider, shm, what: provider._list(),
+    "reap": lambda provider, shm, what: provider._reap(True),
 }
 
 
@@ -368,31 +369,32 @@ OUTSIDE_THE_GIL: dict[str, Callable[[ShMemProvider, ShMem], object]] = {
 def test_a_call_lets_other_threads_run(call: str) -> None:
     """A thread that wants the GIL, and is given it by nobody else: this one keeps it for an hour, but in the call."""
     provider = open_provider("posix" if "posix" in available_providers() else available_providers()[0])
-    wanted, had, until = threading.Event(), threading.Event(), time.monotonic() + 10
+    wanted, had, made = threading.Event(), threading.Event(), list[ShMem]()
     with provider.new_shmem(4096) as shm:
-        act = OUTSIDE_THE_GIL[call]
+        act, what = OUTSIDE_THE_GIL[call], shm.description
         try:
-            act(provider, shm)
+            if isinstance(result := act(provider, shm, what), ShMem):
+                made.append(result)
         except io.UnsupportedOperation as reason:
             pytest.skip(str(reason))
 
         def want() -> None:
-            while not had.is_set():
-                wanted.wait()
-                had.set()
+            wanted.wait()
+            had.set()
 
         waiting = threading.Thread(target=want)
         waiting.start()
         sys.setswitchinterval(3600)
-        try:
-            wanted.set()
-            while not had.is_set() and time.monotonic() < until:
-                act(provider, shm)
-            was_given = had.is_set()
-        finally:
-            sys.setswitchinterval(1e-6)
-            had.set()
+        until = time.monotonic() + 5
+        wanted.set()
+        while not had.is_set() and time.monotonic() < until and len(made) < 500:
+            if isinstance(result := act(provider, shm, what), ShMem):
+                made.append(result)
+        was_given = had.is_set()
+        sys.setswitchinterval(1e-6)
         waiting.join()
+        for each in made:
+            each.close()
     assert was_given
 
 

@@ -509,7 +509,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef properties[] = {
-    {"closed", get_closed, NULL, "Whether it was closed. Live views keep the memory of a closed one.", NULL},
+    {"closed", get_closed, NULL, "Whether it was closed. Its memory stays for whoever it was exported to.", NULL},
     {"is_owner", get_is_owner, NULL,
      "Whether this handle created the segment, in this process: a forked child's never did.", NULL},
     {"provider_name", get_provider_name, NULL, "The mechanism that holds it, such as memfd.", NULL},

@@ -639,6 +639,26 @@ def test_segments_outlive_their_provider() -> None:
         shm.close()
 
 
+@pytest.mark.needs("linux")
+def test_a_provider_ends_with_its_last_segment(provider: ShMemProvider) -> None:
+    """Each has a page of its own, which tells a process from its children."""
+
+    def pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0])
+
+    def use() -> None:
+        shm = open_provider(provider.name).new_shmem(8)
+        open_provider(provider.name).clone_ref(shm).close()
+        with shm:
+            memoryview(shm).release()
+
+    use()
+    before = pages()
+    for _ in range(1000):
+        use()
+    assert pages() - before < 500
+
+
 # ---- handles
 
 
