@@ -74,13 +74,16 @@ static int lock(int fd, const char *name, shmp_error *reterr) {
                          "\"%s\": without locks it would be taken for a leftover: allow flock, or open memfd", name);
 }
 
-/* What the permissions of the file say: who may attach, and what it is (SHMP__POSIX_...). */
-static unsigned mode_of(const shmp__mapping *mapping, int is_chosen) {
-    unsigned mode = shmp__mode_of(mapping);
-    if (is_chosen) mode |= SHMP__POSIX_CHOSEN;
-    if (mapping->flags & SHMP_KEEP) mode |= SHMP__POSIX_KEPT;
-    if (mapping->flags & SHMP_LINGER) mode |= SHMP__POSIX_LINGERS;
-    return mode;
+/* Says in the file what it is. Systems without marks have no leftovers of chosen names: those are attached to. */
+static int mark(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    unsigned flags = mapping->flags, wanted = flags & CHOSEN ? SHMP__POSIX_CHOSEN : 0;
+    if (flags & SHMP_LINGER) wanted = SHMP__POSIX_LINGERS;
+    if (flags & SHMP_KEEP) wanted = SHMP__POSIX_KEPT;
+    int result = wanted ? shmp__os_mark(fd, wanted) : 0;
+    if (result == 0 || wanted == SHMP__POSIX_CHOSEN) return 0;
+    if (shmp__os_is_unsupported(result))
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "fcntl", "to keep a segment or let it linger needs Linux 4.13");
+    return shmp__fail_os(reterr, result, "fcntl", "F_SET_RW_HINT of \"%s\"", shmp__fd_of(mapping)->name);
 }
 
 /* Opens and locks a new file. 0; 1: the name is taken, or a reaper has it: another one may do. */
@@ -137,7 +140,7 @@ static int check_space(const shmp__mapping *mapping, int fd, shmp_error *reterr)
  * are seen to, and whatever somebody changed is left alone. */
 static int open_to_user(shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
     shmp__fd_mapping *self = shmp__fd(mapping);
-    unsigned mode = shmp__atomic_load(&self->is_told) ? 0600 : mode_of(mapping, mapping->flags & CHOSEN);
+    unsigned mode = shmp__atomic_load(&self->is_told) ? 0600 : shmp__mode_of(mapping);
     int result = (now & mode) == mode ? 0 : shmp__os_chmod(self->fd, (unsigned)now | mode);
     if (result < 0 && !shmp__os_is_unsupported(result))
         return shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name);
@@ -162,7 +165,8 @@ static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
                                  self->name, shmp__os_shm_place);
     }
     self->fd = fd;
-    if (mapping->flags & CHOSEN) result = open_to_user(mapping, 0, reterr); /* nobody asks for its id */
+    result = mark(mapping, fd, reterr);
+    if (result == 0 && mapping->flags & CHOSEN) result = open_to_user(mapping, 0, reterr); /* nobody asks for its id */
     return result < 0 ? result : shmp__fd_map(mapping, fd, reterr);
 }
 
@@ -222,9 +226,9 @@ static int make(shmp__mapping *mapping, const char *name, shmp_error *reterr) {
 }
 
 /* 0: it is in use, or kept, and locked so that it stays; 1: it is, or will soon be, no more. */
-static int hold(int fd, const char *name, const shmp__os_file *file) {
+static int hold(int fd, unsigned mark, const char *name, const shmp__os_file *file) {
     int is_unused = shmp__os_lock_alone(fd) == 0;
-    if (is_unused && !(file->mode & SHMP__POSIX_KEPT) && shmp__posix_is_over(file)) {
+    if (is_unused && shmp__posix_is_over(mark, file)) {
         if (shmp__posix_is_name_of(name, file) == 1) (void)shmp__os_shm_unlink(name); /* a leftover */
         return 1;
     }
@@ -238,7 +242,8 @@ static int take(shmp__mapping *mapping, const char *name, int fd, shmp_error *re
     int result = shmp__fd_stat(fd, &file, reterr);
     if (result == 0 && file.is_regular) result = shmp__check_user(mapping, file.user, "fstat", name, reterr);
     if (result < 0) return result;
-    if (file.mode & SHMP__POSIX_CHOSEN && hold(fd, name, &file)) return 1;
+    unsigned mark = shmp__os_mark_of(fd);
+    if (mark && hold(fd, mark, name, &file)) return 1;
     if (file.is_regular && file.size == 0) return 1; /* another program is about to give it a size */
     if (shmp__os_shm_is_listed && file.is_regular && file.size != mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" is there with %llu bytes, not %zu", name, file.size,
@@ -299,7 +304,7 @@ static int attach_name(shmp__mapping *mapping, const char *name, shmp_error *ret
     shmp__os_file file;
     int fd = open_name(name, !!(mapping->flags & SHMP_READ_ONLY), &file, reterr);
     if (fd < 0) return fd;
-    if (shmp__posix_is_random_name(name) || file.mode & SHMP__POSIX_CHOSEN)
+    if (shmp__posix_is_random_name(name) || shmp__os_mark_of(fd))
         (void)shmp__os_lock_shared(fd); /* the sign of life, if a reaper has not just the lock in his hands */
     int result = shmp__fd_map_checked(mapping, fd, &file, name, reterr);
     if (result < 0)

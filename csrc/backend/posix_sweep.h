@@ -7,18 +7,16 @@
 
 #define SHMP__POSIX_PREFIX "/shmp_"
 
-/* Marks in the permissions of a file, where they mean nothing else: it is no program. */
+/* What a file is, said in it where memory has no use for it (shmp__os_mark). Others' files bear no mark. */
 enum {
-    SHMP__POSIX_CHOSEN =
-        01000,               /* this library made it under a name of the caller's choice, with a lock as sign of life */
-    SHMP__POSIX_KEPT = 0100, /* SHMP_KEEP */
-    SHMP__POSIX_LINGERS = 0010, /* SHMP_LINGER */
-    SHMP__POSIX_FOUND = 0001,   /* it lingers, and was found without a holder when its mode was last changed */
-    SHMP__POSIX_MARKS = SHMP__POSIX_CHOSEN | SHMP__POSIX_KEPT | SHMP__POSIX_LINGERS | SHMP__POSIX_FOUND
+    SHMP__POSIX_CHOSEN = 2,  /* this library made it under a name of the caller's choice, with a lock as sign of life */
+    SHMP__POSIX_LINGERS = 3, /* SHMP_LINGER */
+    SHMP__POSIX_FOUND = 4,   /* the same, and it was found without a holder when its mode was last set */
+    SHMP__POSIX_KEPT = 5     /* SHMP_KEEP */
 };
 
-/* Whether what has lost its last holder is a leftover by now: unless it lingers, at once. */
-int shmp__posix_is_over(const shmp__os_file *file);
+/* Whether what has lost its last holder is a leftover by now: unless it lingers or is kept, at once. */
+int shmp__posix_is_over(unsigned mark, const shmp__os_file *file);
 
 /* A new name. */
 int shmp__posix_random_name(char ret_name[SHMP__ID_SIZE], shmp_error *reterr);

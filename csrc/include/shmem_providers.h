@@ -368,9 +368,9 @@ SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
 
-/** Create, in flags: the permissions of the segment, such as 0660 (no x), where the provider can (posix, sysv); the
- *  umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. Who may write
- *  to a posix segment may truncate it, too, and what is then touched beyond its end raises SIGBUS. */
+/** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the
+ *  umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. Who may
+ * write to a posix segment may truncate it, too, and what is then touched beyond its end raises SIGBUS. */
 #define SHMP_MODE(mode) (((unsigned)(mode)&0777u) << 16)
 
 /** Refuse a library of another ABI than that of the header a program was compiled with. For programs that link

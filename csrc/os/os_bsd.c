@@ -94,6 +94,16 @@ int shmp__os_is_open_elsewhere(int fd) {
     return -EOPNOTSUPP;
 }
 
+int shmp__os_mark(int fd, unsigned mark) {
+    (void)fd, (void)mark;
+    return -EOPNOTSUPP;
+}
+
+unsigned shmp__os_mark_of(int fd) {
+    (void)fd;
+    return 0;
+}
+
 int shmp__os_shm_rename(const char *name, const char *new_name) {
     (void)name, (void)new_name;
     return -EOPNOTSUPP;

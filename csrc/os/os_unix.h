@@ -73,6 +73,9 @@ int shmp__os_shm_open(const char *name, unsigned mode, int read_only);
 /* 1: somebody has the file open for writing, in whatever pid namespace; 0: nobody but `fd`; negative: this file system,
  * or this user, cannot tell. */
 int shmp__os_is_open_elsewhere(int fd);
+/* A number of 2 to 5 that stays with the file. 0: it bears none. */
+int shmp__os_mark(int fd, unsigned mark);
+unsigned shmp__os_mark_of(int fd);
 int shmp__os_shm_unlink(const char *name);
 /* Where names are listed. Gives a file another name, in one step; -EEXIST: that is taken. */
 int shmp__os_shm_rename(const char *name, const char *new_name);

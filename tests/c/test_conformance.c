@@ -353,11 +353,11 @@ static void test_impossible_sizes(test_context *context) {
 /* Each flag is legal by the call, and possible by the mechanism. */
 static void test_unknown_flags(test_context *context) {
     const capabilities *can = context->can;
-    const unsigned of_create = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP_MODE(0666) | PAGE_SIZES,
+    const unsigned of_create = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP_MODE(0777) | PAGE_SIZES,
                    of_naming = of_create | SHMP_KEEP | SHMP_EXIST_OK,
                    of_attach = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER;
     const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) |
-                              (can->has_modes ? SHMP_LINGER | SHMP_MODE(0666) : 0u) |
+                              (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
                               (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
                    possible_names = possible | (can->has_names ? SHMP_KEEP | SHMP_EXIST_OK : 0u);
     shmp_shmem *shmem = created(context, SMALL, 0);
