@@ -54,8 +54,8 @@ static int destroy_name(const shmp__mapping *mapping, int fd, shmp_error *reterr
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
     if (!self->name[0]) return 0;
     if (!shmp__posix_is_random_name(self->name)) {
-        shmp__os_file ours;
-        int result = shmp__fd_stat(fd, &ours, reterr);
+        shmp__os_file ours = {.device = self->device, .inode = self->inode, .links = 1};
+        int result = self->inode ? 0 : shmp__fd_stat(fd, &ours, reterr);
         if (result < 0 || ours.links == 0) return result;
         result = shmp__posix_is_name_of(self->name, &ours);
         if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
@@ -148,6 +148,18 @@ static int open_to_user(shmp__mapping *mapping, unsigned long now, shmp_error *r
     return 0;
 }
 
+/* Nobody needs to ask for the id of a name of the caller's choice: what shmp_describe would do is done now. */
+static int prepare_chosen(shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    shmp__fd_mapping *self = shmp__fd(mapping);
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result < 0) return result;
+    self->fd = fd;
+    self->device = file.device;
+    self->inode = file.inode;
+    return open_to_user(mapping, file.mode, reterr);
+}
+
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
     shmp__fd_mapping *self = shmp__fd(mapping);
     int result = check_space(mapping, fd, reterr);
@@ -164,9 +176,8 @@ static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
             return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge %s", mapping->size,
                                  self->name, shmp__os_shm_place);
     }
-    self->fd = fd;
     result = mark(mapping, fd, reterr);
-    if (result == 0 && mapping->flags & CHOSEN) result = open_to_user(mapping, 0, reterr); /* nobody asks for its id */
+    if (result == 0 && mapping->flags & CHOSEN) result = prepare_chosen(mapping, fd, reterr);
     return result < 0 ? result : shmp__fd_map(mapping, fd, reterr);
 }
 
