@@ -45,6 +45,21 @@ else:
 DEBUG = "-g" in os.environ.get("CFLAGS", "")
 
 
+def without_search_path(command: list[str]) -> list[str]:
+    """Leave out where the builder has its libraries (-Wl,-rpath): some Pythons have all that they build look there."""
+    kept: list[str] = []
+    is_value = False
+    for word in command:
+        if not word.startswith("-Wl,"):
+            kept.append(word)
+            continue
+        for option in word.split(",")[1:]:
+            if not is_value and not re.match(r"--?rpath=|-R.", option) and option not in ("-rpath", "--rpath", "-R"):
+                kept.append(f"-Wl,{option}")
+            is_value = not is_value and option in ("-rpath", "--rpath", "-R")
+    return kept
+
+
 class BuildAll(build_ext):
     """Builds shmem_providers/include and shmem_providers/lib, too."""
 
@@ -61,6 +76,8 @@ class BuildAll(build_ext):
                 )
             compile_args = ["-std=c11", "-fvisibility=hidden", *([] if DEBUG else ["-g0"])]
             link_args = [] if DEBUG or PLATFORM.startswith(("macosx", "ios")) else ["-s"]
+            self.compiler.linker_so = without_search_path(self.compiler.linker_so)
+            os.environ.pop("LD_RUN_PATH", None)  # what GNU's linker takes in its place
         (extension,) = self.extensions
         extension.extra_compile_args = compile_args
         extension.extra_link_args = [*link_args, *self._import_library("_binding")]
