@@ -8,11 +8,11 @@
 #include "os/platform.h"
 #if SHMP_HAVE_MEMFD
 #include "backend/unix.h"
+#include "core/table.h"
 
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct memfd_provider {
@@ -120,8 +120,12 @@ static int is_meant(const memfd_id *meant, const shmp__os_file *file) {
 }
 
 static int fail_gone(const memfd_id *meant, const char *id, shmp_error *reterr) {
-    return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": process %llu has closed that fd %llu, or has ended", id,
-                      (unsigned long long)meant->pid, (unsigned long long)meant->fd);
+    if (shmp__os_proc_pid() < 0)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": memfd ids need /proc: mount it, or open posix", id);
+    return shmp__fail(reterr, SHMP_ENOTFOUND, "open",
+                      "\"%s\": process %llu has closed fd %llu or ended, or is hidden: another pid namespace (--pid), "
+                      "another user's under hidepid",
+                      id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
 /* Maps `fd` if it is the segment that the id means; on failure it stays the caller's. Seals come first: what is
@@ -140,10 +144,11 @@ static int fail_open(int error, const memfd_id *meant, const char *id, shmp_erro
     case -ENOENT: return fail_gone(meant, id, reterr);
     case -EACCES:
     case -EPERM:
-        return shmp__fail_os(reterr, error, "open",
-                             "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
-                             "send the descriptor, or open posix",
-                             id, (unsigned long long)meant->pid);
+        return shmp__fail_os(
+            reterr, error, "open",
+            "\"%s\": process %llu is another user's, is not dumpable as it changed its user, or has more "
+            "rights or another user namespace; send the descriptor, or open posix",
+            id, (unsigned long long)meant->pid);
     default:
         if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
         /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
@@ -201,8 +206,8 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
     if (!*id || shmp__decimal_id(id) >= 0) return shmp__fd_attach(mapping, fd, id, reterr);
     if (!parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a memfd id is <pid>.<fd>.<check>", id);
-    int own = shmp__os_dup(fd);
-    if (own < 0) return shmp__fail_os(reterr, own, "fcntl", "fd %d", fd);
+    int own = shmp__fd_dup(fd, reterr);
+    if (own < 0) return own;
     int result = map_meant(mapping, own, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(own);
     return result;
@@ -229,6 +234,12 @@ static int memfd_persist(shmp__mapping *mapping, shmp_error *reterr) {
     return shmp__fd_persist(mapping, reterr);
 }
 
+/* A copy is not the owner's, and may be handed out as well. */
+static int memfd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    narrow((shmp__mapping *)(uintptr_t)of);
+    return shmp__fd_clone(of, mapping, reterr);
+}
+
 static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     int fd = shmp__fd(mapping)->fd;
     narrow(mapping);
@@ -252,44 +263,19 @@ typedef struct listing {
     shmp_visitor visit;
     void *context;
     long pid;
-    unsigned long long *seen; /* inodes, hashed, as a segment has many descriptors; 0: free */
-    size_t count, room;       /* room: a power of 2 */
+    char command[SHMP__OS_COMMAND_ROOM]; /* of that process, once it is known */
+    shmp__table seen;                    /* inodes: a segment has many descriptors */
 } listing;
-
-static size_t place_of(const listing *list, unsigned long long inode) {
-    size_t at = (size_t)(inode * 0x9e3779b97f4a7c15ull >> 32) & (list->room - 1);
-    while (list->seen[at] && list->seen[at] != inode) at = (at + 1) & (list->room - 1);
-    return at;
-}
-
-static int grow(listing *list) {
-    listing larger = *list;
-    larger.room = list->room ? 2 * list->room : 256;
-    larger.seen = shmp__os_allocate(larger.room * sizeof *larger.seen);
-    if (!larger.seen) return -ENOMEM;
-    for (size_t i = 0; i < list->room; i++)
-        if (list->seen[i]) larger.seen[place_of(&larger, list->seen[i])] = list->seen[i];
-    free(list->seen);
-    *list = larger;
-    return 0;
-}
-
-/* 1: noted; 0: it was noted before; negative: memory is short. */
-static int note(listing *list, unsigned long long inode) {
-    if (list->count >= list->room / 2 && grow(list) < 0) return -ENOMEM;
-    size_t at = place_of(list, inode);
-    if (list->seen[at]) return 0;
-    list->seen[at] = inode;
-    list->count++;
-    return 1;
-}
 
 /* 1: it is a sealed memfd, not noted before; 0: it is not, or cannot be looked at. */
 static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
     int seen = shmp__os_look_at_fd_of(list->pid, (int)fd);
     if (seen < 0) return shmp__os_passed_over(seen);
     int result = shmp__os_stat(seen, ret_file), opened = -1;
-    if (result == 0 && ret_file->is_regular) result = note(list, ret_file->inode);
+    if (result == 0 && ret_file->is_regular) {
+        result = shmp__table_put(&list->seen, ret_file->inode, 0);
+        if (result < 0) result = -ENOMEM;
+    }
     if (result == 1) {
         opened = shmp__os_open_seen(seen, 1);
         result = opened < 0 ? shmp__os_passed_over(opened) : shmp__os_size_is_sealed(opened) == 1;
@@ -310,9 +296,12 @@ static int visit_fd(void *context, long fd) {
     if (result == 1) result = look_over(list, fd, &file);
     if (result <= 0) return result;
     shmp_listed segment = {.struct_size = sizeof segment, .provider = "memfd", .size = file.size};
+    if (!list->command[0]) shmp__os_command_of(list->pid, list->command);
+    segment.command = list->command;
     segment.holder = list->pid;
     segment.user = (long long)file.user;
-    segment.is_alive = 1;
+    segment.age = shmp__os_now() - file.changed;
+    segment.is_alive = segment.is_ours = 1;
     if (!write_id(list->pid, (int)fd, file.inode, segment.id)) segment.id[0] = 0;
     return list->visit(list->context, &segment);
 }
@@ -320,6 +309,7 @@ static int visit_fd(void *context, long fd) {
 static int visit_process(void *context, long pid) {
     listing *list = context;
     list->pid = pid;
+    list->command[0] = 0;
     return shmp__os_each_fd(pid, visit_fd, list);
 }
 
@@ -327,7 +317,7 @@ static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context
     (void)provider;
     listing list = {.visit = visit, .context = context};
     int result = shmp__os_each_process(visit_process, &list);
-    free(list.seen);
+    shmp__table_free(&list.seen);
     return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;
 }
 
@@ -352,7 +342,7 @@ const shmp__ops shmp__memfd_ops = {
     .create = memfd_create_segment,
     .attach = memfd_attach,
     .attach_fd = memfd_attach_fd,
-    .clone = shmp__fd_clone,
+    .clone = memfd_clone,
     .close = shmp__fd_close,
     .unmap = shmp__fd_unmap,
     .fileno = memfd_fileno,

@@ -24,6 +24,9 @@ int shmp__fd_map(shmp__mapping *mapping, int fd, shmp_error *reterr);
  * large as the description says. `file` is what fstat says of it. */
 int shmp__fd_map_checked(shmp__mapping *mapping, int fd, const shmp__os_file *file, const char *id, shmp_error *reterr);
 
+/* A duplicate of somebody's descriptor. */
+int shmp__fd_dup(int fd, shmp_error *reterr);
+
 /* Attaches to a descriptor of this process, by a duplicate. `id` is for messages; "" stands for the number. */
 int shmp__fd_attach(shmp__mapping *mapping, int number, const char *id, shmp_error *reterr);
 
