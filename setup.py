@@ -6,6 +6,7 @@ To build for another machine, set CC, LDSHARED, AR and _PYTHON_HOST_PLATFORM (an
 import os
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from glob import glob
@@ -42,7 +43,23 @@ else:
     LIMITED_API = 15 if FREE_THREADED else 11
 
 # What CFLAGS says is left as it is: it may ask for debugging
-DEBUG = "-g" in os.environ.get("CFLAGS", "")
+CFLAGS = os.environ.get("CFLAGS", "")
+DEBUG = "-g" in CFLAGS
+
+
+def without_search_path(command: list[str]) -> list[str]:
+    """Leave out where the builder has its libraries (-Wl,-rpath): some Pythons have all that they build look there."""
+    kept: list[str] = []
+    is_path = False
+    for word in command:
+        if not word.startswith("-Wl,"):
+            kept.append(word)
+            continue
+        for option in word.split(",")[1:]:
+            if not is_path and not re.match(r"(--?rpath|-R.*)(=|$)", option):
+                kept.append(f"-Wl,{option}")
+            is_path = not is_path and option in ("-rpath", "--rpath", "-R")
+    return kept
 
 
 class BuildAll(build_ext):
@@ -59,10 +76,16 @@ class BuildAll(build_ext):
                     f"shmem_providers needs a C compiler, and {command} is not there: install gcc or clang (Debian: "
                     "apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install), or set CC to one"
                 )
-            compile_args = ["-std=c11", "-fvisibility=hidden", *([] if DEBUG else ["-g0"])]
+            compile_args = ["-std=c11", "-fvisibility=hidden", "-fno-plt", *([] if DEBUG else ["-g0"])]
+            if "-O" not in CFLAGS:
+                compile_args.append("-O2")  # the -O3 of most Pythons makes it a tenth larger, and not faster
             link_args = [] if DEBUG or PLATFORM.startswith(("macosx", "ios")) else ["-s"]
+            self.compiler.linker_so = without_search_path(self.compiler.linker_so)
+            os.environ.pop("LD_RUN_PATH", None)  # what GNU's linker takes in its place
         (extension,) = self.extensions
         extension.extra_compile_args = compile_args
+        if self._wants_libatomic(compile_args):
+            extension.libraries = [*extension.libraries, "atomic"]
         extension.extra_link_args = [*link_args, *self._import_library("_binding")]
         super().build_extensions()
 
@@ -79,6 +102,14 @@ class BuildAll(build_ext):
             objects = self.compiler.object_filenames(CORE, output_dir=self.build_temp)  # the extension's
             self.compiler.create_static_lib(objects, "shmem_providers", output_dir=str(lib))
         self._write_metadata(lib)
+
+    def _wants_libatomic(self, compile_args: list[str]) -> bool:
+        """Whether the machine has no atomics of 64 bits, as an i486 or ARMv5: the extension, not the core, has one."""
+        if WINDOWS:
+            return False
+        ask = [*self.compiler.compiler_so, *compile_args, "-E", "-x", "c", "-"]
+        code = "#include <stdatomic.h>\nATOMIC_LLONG_LOCK_FREE\n"
+        return subprocess.run(ask, input=code, check=True, capture_output=True, text=True).stdout.split()[-1] != "2"
 
     def _import_library(self, name: str) -> list[str]:
         """Say where a linker other than MSVC's shall leave its import library, which MSVC leaves there by itself."""

@@ -27,10 +27,10 @@ from statistics import median
 import shmem_providers
 
 ROOT = Path(__file__).resolve().parent.parent
-CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include")
+CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
 MECHANISMS = [name for name in shmem_providers.available_providers() if name != "nop"]
-BARE, AGAIN, CAREFUL, CORE, PYTHON, WITH, STDLIB = (
-    "bare", "bare again", "careful", "core", "python", "python, with", "multiprocessing",
+BARE, AGAIN, CAREFUL, CORE, BASE, PYTHON, WITH, STDLIB = (
+    "bare", "bare again", "careful", "core", "base", "python", "python, with", "multiprocessing",
 )  # fmt: skip
 
 Block = Callable[[int], float]
@@ -42,6 +42,7 @@ class Job:
     size: int
     repeat: int
     statements: dict[str, str]
+    mechanisms: list[str] = field(default_factory=lambda: MECHANISMS)
 
 
 JOBS = {
@@ -63,6 +64,16 @@ JOBS = {
             STDLIB: "SharedMemory(name).close()",
         },
     ),
+    "attach other": Job(
+        4096,
+        100,
+        {
+            PYTHON: "provider.shmem_from_description(other).close()",
+            STDLIB: "SharedMemory(name).close()",
+        },
+        [name for name in MECHANISMS if name == "memfd"],  # with the others it is the same as attach
+    ),
+    "clone": Job(4096, 100, {PYTHON: "provider.clone_ref(original).close()"}),
     "touch": Job(
         64 << 20,
         1,
@@ -101,10 +112,18 @@ TARGETS = (
     Target("attach", PYTHON, BARE, 1.3, mechanism="win32"),
     Target("attach", PYTHON, STDLIB, 1.0, mechanism="win32"),
     Target("attach", CORE, CAREFUL, 1.05),
+    Target("attach other", CORE, CAREFUL, 1.05),
+    Target("create", CORE, BASE, 1.02),
+    Target("attach", CORE, BASE, 1.02, mechanism="memfd"),
+    Target("attach", CORE, BASE, 1.02, mechanism="sysv"),
+    Target("attach", CORE, BASE, 1.12, mechanism="posix"),
+    Target("attach other", CORE, BASE, 1.75),
     Target("touch", PYTHON, BARE, 1.0),
     Target("touch", CORE, BARE, 1.0),
 )
+AGAINST = (BARE, CAREFUL, BASE, STDLIB)
 IMPORT_LIMIT_MS = 15.0
+CLONE_LIMITS_US = {CORE: 0.1, PYTHON: 0.4}
 
 
 @dataclass
@@ -119,20 +138,22 @@ class Row:
     remarks: list[str] = field(default_factory=list)
 
 
-def compile_calls(library: Path) -> None:
+def compile_calls(library: Path, root: Path) -> None:
+    """Compile the C half with the library's sources of `root`."""
     here = Path(__file__).parent
     sources = [here / "calls.c", here / f"calls_{sys.platform}.c"]
-    sources += [file for folder in ("core", "backend", "os") for file in sorted((ROOT / "csrc" / folder).glob("*.c"))]
+    sources += [file for folder in ("core", "backend", "os") for file in sorted((root / "csrc" / folder).glob("*.c"))]
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    subprocess.run([*compiler, *CFLAGS, *map(str, sources), "-o", str(library)], check=True)
+    folders = (f"-I{root}/csrc", f"-I{root}/csrc/include")
+    subprocess.run([*compiler, *CFLAGS, *folders, *map(str, sources), "-o", str(library)], check=True)
 
 
 @contextmanager
-def loaded_calls(compiled: Path | None) -> Iterator[ctypes.CDLL]:
+def loaded_calls(compiled: Path | None, root: Path) -> Iterator[ctypes.CDLL]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
         library = compiled or Path(folder, "calls.so")
         if not compiled:
-            compile_calls(library)
+            compile_calls(library, root)
         calls = ctypes.CDLL(str(library), use_errno=True)
         calls.set_up.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
         calls.tear_down.argtypes = (ctypes.c_char_p,)
@@ -140,6 +161,7 @@ def loaded_calls(compiled: Path | None) -> Iterator[ctypes.CDLL]:
         calls.run.restype = ctypes.c_longlong
         calls.touch.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
         calls.touch.restype = None
+        calls.other_id.restype = ctypes.c_char_p
         yield calls
 
 
@@ -155,7 +177,9 @@ def run_calls(calls: ctypes.CDLL, mechanism: str, name: str, job: str, size: int
 
 
 @contextmanager
-def contenders_of(name: str, mechanism: str, calls: ctypes.CDLL) -> Iterator[dict[str, Block]]:
+def contenders_of(
+    name: str, mechanism: str, calls: ctypes.CDLL, base: ctypes.CDLL | None
+) -> Iterator[dict[str, Block]]:
     job = JOBS[name]
     with ExitStack() as stack:
         provider = shmem_providers.open_provider(mechanism)
@@ -163,12 +187,16 @@ def contenders_of(name: str, mechanism: str, calls: ctypes.CDLL) -> Iterator[dic
         other = SharedMemory(create=True, size=job.size)
         stack.callback(other.unlink)
         stack.callback(other.close)
-        checked(calls.set_up(mechanism.encode(), job.size), f"{mechanism}, set up")
-        stack.callback(calls.tear_down, mechanism.encode())
+        for library in filter(None, (calls, base)):
+            checked(library.set_up(mechanism.encode(), job.size), f"{mechanism}, set up")
+            stack.callback(library.tear_down, mechanism.encode())
+        other_id = calls.other_id()
         variables = {
             "provider": provider,
             "size": job.size,
+            "original": original,
             "description": original.description,
+            "other": other_id and shmem_providers.ShMemDescription(job.size, other_id.decode()),
             "SharedMemory": SharedMemory,
             "name": other.name,
             "touch": calls.touch,
@@ -179,6 +207,8 @@ def contenders_of(name: str, mechanism: str, calls: ctypes.CDLL) -> Iterator[dic
             shown: functools.partial(run_calls, calls, mechanism, called, name, job.size)
             for shown, called in in_c.items()
         }
+        if base:
+            blocks[BASE] = functools.partial(run_calls, base, mechanism, CORE, name, job.size)
         for shown, statement in job.statements.items():
             blocks[shown] = timeit.Timer(statement, timer=time.perf_counter_ns, globals=variables).timeit
         yield blocks
@@ -221,6 +251,8 @@ def judge(row: Row) -> None:
     for target in TARGETS:
         if (target.job, target.contender) != (row.job, row.contender) or target.mechanism not in (None, row.mechanism):
             continue
+        if target.against not in row.ratios:
+            continue
         ratio, limit, aim = row.ratios[target.against], target.limit, target.aim
         if limit and ratio > limit * (1 + row.noise):
             row.missed.append(f"{ratio:.3f} x {target.against}, at most {limit:.2f}")
@@ -228,14 +260,17 @@ def judge(row: Row) -> None:
             row.remarks.append(f"<= {limit:.2f} x {target.against}" + (" within noise" if ratio > limit else ""))
         if aim:
             row.remarks.append(f"aim {aim:.2f} x {target.against} " + ("met" if ratio <= aim else "not met"))
+    if row.job == "clone" and row.contender in CLONE_LIMITS_US:
+        most = CLONE_LIMITS_US[row.contender]
+        (row.missed if row.us > most * (1 + row.noise) else row.remarks).append(f"at most {most} us")
 
 
-def rows_of(job: str, mechanism: str, calls: ctypes.CDLL, rounds: int) -> Iterator[Row]:
-    with contenders_of(job, mechanism, calls) as blocks:
+def rows_of(job: str, mechanism: str, calls: ctypes.CDLL, base: ctypes.CDLL | None, rounds: int) -> Iterator[Row]:
+    with contenders_of(job, mechanism, calls, base) as blocks:
         times = measure(blocks, JOBS[job].repeat, rounds)
     noise = noise_of(times)
     for name, own in times.items():
-        ratios = {against: typical_ratio(own, times[against]) for against in (BARE, CAREFUL, STDLIB)}
+        ratios = {against: typical_ratio(own, times[against]) for against in AGAINST if against in times}
         row = Row(job, mechanism, name, median(own) / 1000, noise, ratios)
         judge(row)
         yield row
@@ -269,26 +304,30 @@ def why_not(job: str, mechanism: str) -> str:
     return ""
 
 
-def all_rows(jobs: list[str], quick: bool, compiled: Path | None) -> Iterator[Row]:
-    with loaded_calls(compiled) as calls:
+def all_rows(jobs: list[str], quick: bool, compiled: Path | None, base_root: Path | None) -> Iterator[Row]:
+    with ExitStack() as stack:
+        calls = stack.enter_context(loaded_calls(compiled, ROOT))
+        base = stack.enter_context(loaded_calls(None, base_root)) if base_root else None
         for job, mechanism in itertools.product(filter(jobs.__contains__, JOBS), MECHANISMS):
+            if mechanism not in JOBS[job].mechanisms:
+                continue
             if reason := why_not(job, mechanism):
                 print(f"{job}, {mechanism}: skipped: {reason}", file=sys.stderr)
             else:
-                yield from rows_of(job, mechanism, calls, {"touch": (40, 6)}.get(job, (600, 90))[quick])
+                yield from rows_of(job, mechanism, calls, base, {"touch": (40, 6)}.get(job, (600, 90))[quick])
     if "import" in jobs:
         yield from import_rows((40, 8)[quick])
 
 
 def cells_of(row: Row) -> list[str]:
-    ratios = [f"{row.ratios[against]:.3f}" if against in row.ratios else "" for against in (BARE, CAREFUL, STDLIB)]
+    ratios = [f"{row.ratios[against]:.3f}" if against in row.ratios else "" for against in AGAINST]
     noise = f"noise {row.noise:.1%}" if row.contender == AGAIN else ""
     verdict = "; ".join([*(f"MISSED {text}" for text in row.missed), *row.remarks, *filter(None, [noise])])
     return [row.job, row.mechanism, row.contender, f"{row.us:.2f}", *ratios, verdict]
 
 
 def show(rows: list[Row]) -> None:
-    headings = ["job", "mechanism", "contender", "us", f"x {BARE}", f"x {CAREFUL}", "x mp", "targets"]
+    headings = ["job", "mechanism", "contender", "us", f"x {BARE}", f"x {CAREFUL}", f"x {BASE}", "x mp", "targets"]
     try:
         from rich.console import Console
         from rich.table import Table
@@ -298,7 +337,7 @@ def show(rows: list[Row]) -> None:
         return
     table = Table()
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if 3 <= number <= 6 else "left", no_wrap=number < 7)
+        table.add_column(heading, justify="right" if 3 <= number <= 7 else "left", no_wrap=number < 8)
     for number, row in enumerate(rows):
         last = number + 1 == len(rows) or rows[number + 1].contender == BARE
         table.add_row(*cells_of(row), style="red" if row.missed else None, end_section=last)
@@ -312,9 +351,10 @@ def main() -> int:
     parser.add_argument("--only", choices=[*JOBS, "import"], help="one job instead of all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--calls", type=Path, metavar="DLL", help="the C half, compiled elsewhere: calls*.c and csrc/")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="other sources of this library: the C core beside it")
     arguments = parser.parse_args()
     jobs = [arguments.only] if arguments.only else [*JOBS, "import"]
-    rows = list(all_rows(jobs, arguments.quick, arguments.calls))
+    rows = list(all_rows(jobs, arguments.quick, arguments.calls, arguments.base))
     show(rows)
     if arguments.json:
         about = {"version": shmem_providers.__version__, "python": sys.version, "system": platform.platform()}

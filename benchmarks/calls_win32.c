@@ -44,9 +44,12 @@ static int careful_attach(segment *s, const segment *of) {
     return VirtualQuery(s->data, &region, sizeof region) && region.RegionSize >= s->size ? 0 : -1;
 }
 
+long (*const start_other)(void (*)(shmp_description *), shmp_description *) = NULL; /* it is attached to by name */
+int stop_other(long pid) { return (int)pid; }
+
 const contender contenders[] = {
-    {"win32", "bare", bare_create, close_all, attach, close_all},
-    {"win32", "careful", careful_create, close_all, careful_attach, close_all},
-    {"win32", "core", core_create, core_close, core_attach, core_close},
-    {NULL, NULL, NULL, NULL, NULL, NULL},
+    {"win32", "bare", bare_create, close_all, attach, close_all, NULL},
+    {"win32", "careful", careful_create, close_all, careful_attach, close_all, NULL},
+    {"win32", "core", core_create, core_close, core_attach, core_close, NULL},
+    {NULL, NULL, NULL, NULL, NULL, NULL, NULL},
 };

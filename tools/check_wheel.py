@@ -18,7 +18,7 @@ import pefile
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "shmem_providers"
-MAX_WHEEL, MAX_LIBRARY = 200_000, 100_000  # bytes
+MAX_WHEEL, MAX_LIBRARY = 200_000, 80_000  # bytes
 
 # The C library: the shared one, and what a linker takes in its place.
 LIBRARIES = {
@@ -106,6 +106,8 @@ def check_object(path: Path, libc: str, machine: str, allowed: set[str]) -> Iter
     found = re.findall(r"Machine: +(.+)", text)
     if found != [MACHINES[machine]]:
         yield f"{path.name} is for {found}, and its tag says {machine}"
+    for path_of_builder in re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.+)\]", text):
+        yield f"{path.name} looks for libraries in {path_of_builder}"
     for needed in re.findall(r"\(NEEDED\).*\[(.+)\]", text):
         if not re.fullmatch(SYSTEM_LIBRARIES[libc], needed):
             yield f"{path.name} needs {needed}: a wheel for {libc} may need its libc only"

@@ -67,12 +67,16 @@ static int map(shmp__mapping *mapping, shmp_error *reterr) {
                       : 0;
 }
 
-static int win32_create(shmp__mapping *mapping, shmp_error *reterr) {
-    int result = create_section(mapping, reterr);
-    if (result < 0) return result;
-    result = map(mapping, reterr);
+/* The last step, once the section is open: maps it in that way. */
+static int map_or_close(shmp__mapping *mapping, int (*how)(shmp__mapping *, shmp_error *), shmp_error *reterr) {
+    int result = how(mapping, reterr);
     if (result < 0) (void)shmp__os_handle_close(of(mapping)->section);
     return result;
+}
+
+static int win32_create(shmp__mapping *mapping, shmp_error *reterr) {
+    int result = create_section(mapping, reterr);
+    return result < 0 ? result : map_or_close(mapping, map, reterr);
 }
 
 /* A backslash names another namespace, such as Global\, which takes rights. */
@@ -117,15 +121,17 @@ static int win32_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
         return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a win32 id is a name without a backslash", id);
     memcpy(of(mapping)->name, id, SHMP__ID_SIZE);
     int result = open_section(mapping, id, reterr);
-    if (result < 0) return result;
-    result = map_checked(mapping, reterr);
-    if (result < 0) (void)shmp__os_handle_close(of(mapping)->section);
-    return result;
+    return result < 0 ? result : map_or_close(mapping, map_checked, reterr);
 }
 
-/* By name: the section has it for as long as the handle of the other is open. */
+/* Not by name: that takes rights, which this thread may have laid down since (ImpersonateLoggedOnUser). */
 static int win32_clone(const shmp__mapping *from, shmp__mapping *mapping, shmp_error *reterr) {
-    return win32_attach(mapping, ((const win32_mapping *)from)->name, reterr);
+    const win32_mapping *other = (const win32_mapping *)from;
+    win32_mapping *self = of(mapping);
+    memcpy(self->name, other->name, SHMP__ID_SIZE);
+    int result = shmp__os_section_duplicate(other->section, !!(mapping->flags & SHMP_READ_ONLY), &self->section);
+    if (result < 0) return shmp__fail_os(reterr, result, "DuplicateHandle", "\"%s\"", self->name);
+    return map_or_close(mapping, map, reterr);
 }
 
 static int win32_close(shmp__mapping *mapping, shmp_error *reterr) {

@@ -137,14 +137,15 @@ int shmp__os_open_seen(int seen, int read_only) {
     return shmp__os_above_stdio(result);
 }
 
-#if SHMP_HAVE_POSIX
-const char shmp__os_shm_place[] = "/dev/shm";
-const int shmp__os_shm_is_listed = 1;
+const char shmp__os_shm_place[] = "/dev/shm"; /* Android has none */
 
 int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     struct stat place;
     return SYS(stat, (shmp__os_shm_place, &place)) == 0 && (unsigned long long)place.st_dev == file->device;
 }
+
+#if SHMP_HAVE_POSIX
+const int shmp__os_shm_is_listed = 1;
 
 /* A lease is given to the only opener. Who opens the file in these moments is told to try again, or waits for them; the
  * signal that tells the holder is one that nobody minds. */

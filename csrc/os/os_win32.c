@@ -154,6 +154,14 @@ int shmp__os_section_open(const char *name, int read_only, void **ret_section) {
     return 0;
 }
 
+int shmp__os_section_duplicate(void *section, int read_only, void **ret_section) {
+    HANDLE self = GetCurrentProcess(), duplicate;
+    if (!SYS_OR(FALSE, DuplicateHandle, (self, section, self, &duplicate, access(read_only), FALSE, 0)))
+        return last_error();
+    *ret_section = duplicate;
+    return 0;
+}
+
 int shmp__os_section_map(void *section, int read_only, void **ret_data) {
     void *data = SYS_OR(NULL, MapViewOfFile, (section, access(read_only), 0, 0, 0));
     if (!data) return last_error();

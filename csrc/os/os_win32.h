@@ -21,6 +21,8 @@ int shmp__os_only_this_user(void *ret_security);
 /* -SHMP__WIN_ALREADY_EXISTS: somebody's section has that name, and nothing was opened. */
 int shmp__os_section_create(const char *name, size_t size, void *security, void **ret_section);
 int shmp__os_section_open(const char *name, int read_only, void **ret_section);
+/* Another handle on an open section, which the name is not asked for. */
+int shmp__os_section_duplicate(void *section, int read_only, void **ret_section);
 int shmp__os_section_map(void *section, int read_only, void **ret_data);
 /* Bytes that are mapped at `data`, whole pages. */
 int shmp__os_section_size(void *data, size_t *ret_size);

@@ -9,6 +9,7 @@
 #define WIN32_LEAN_AND_MEAN
 #define _CRT_SECURE_NO_WARNINGS
 #include "check.h"
+#include "core/core.h"
 #include "os/fault.h"
 #include "os/os_win32.h"
 #include "shmem_providers.h"
@@ -36,6 +37,7 @@ static const struct {
     {"CreateFileMappingA",
      {ERROR_ALREADY_EXISTS, ERROR_INVALID_HANDLE, ERROR_ACCESS_DENIED, ERROR_COMMITMENT_LIMIT, ERROR_NOT_ENOUGH_MEMORY,
       ERROR_NO_SYSTEM_RESOURCES, ERROR_INVALID_PARAMETER, ERROR_DISK_FULL}},
+    {"DuplicateHandle", {ERROR_INVALID_HANDLE, ERROR_ACCESS_DENIED, ERROR_NO_SYSTEM_RESOURCES}},
     {"GetTokenInformation", {ERROR_INSUFFICIENT_BUFFER, ERROR_INVALID_HANDLE, ERROR_ACCESS_DENIED}},
     {"GlobalMemoryStatusEx", {ERROR_INVALID_PARAMETER}},
     {"InitializeAcl", {ERROR_INSUFFICIENT_BUFFER, ERROR_INVALID_PARAMETER}},
@@ -180,7 +182,7 @@ typedef struct outputs {
 static struct {
     const char *label;
     shmp_provider *provider;
-    shmp_shmem *owner, *attached;
+    shmp_shmem *owner, *attached, *clone; /* the last shares the owner's mapping */
     outputs out, untouched;
 } scene;
 
@@ -220,8 +222,14 @@ static int run_limits(unsigned flags) {
     (void)flags;
     return shmp_provider_limits(scene.provider, &scene.out.limits, &error);
 }
-static int run_close(unsigned flags) {
-    shmp_shmem **closed = flags ? &scene.attached : &scene.owner, *shmem = *closed;
+static int run_retire(unsigned flags) {
+    (void)flags;
+    return shmp__retire(scene.attached, &error);
+}
+enum { OWNER, ATTACHED, CLONE };
+static int run_close(unsigned which) {
+    shmp_shmem **const all[] = {&scene.owner, &scene.attached, &scene.clone};
+    shmp_shmem **closed = all[which], *shmem = *closed;
     *closed = NULL;
     return shmp_close(shmem, &error);
 }
@@ -234,30 +242,36 @@ static const struct operation {
 } operations[] = {
     {"open", run_open, 0, NULL},
     {"available", run_available, 0, NULL},
-    {"create", run_create, 0, "calloc rand_s rand_s CreateFileMappingA MapViewOfFile"},
-    {"create_reserve", run_create, SHMP_RESERVE, "calloc rand_s rand_s CreateFileMappingA MapViewOfFile"},
+    {"create", run_create, 0, "calloc calloc rand_s rand_s rand_s CreateFileMappingA MapViewOfFile"},
+    {"create_reserve", run_create, SHMP_RESERVE, "calloc calloc rand_s rand_s rand_s CreateFileMappingA MapViewOfFile"},
+    {"create_unmapped", run_create, SHMP_UNMAPPED, "calloc calloc rand_s rand_s rand_s CreateFileMappingA"},
     {"create_inherit", run_create, SHMP_INHERIT,
-     "calloc rand_s rand_s CreateFileMappingA MapViewOfFile SetHandleInformation"},
-    {"attach", run_attach, 0, "calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
-    {"attach_read_only", run_attach, SHMP_READ_ONLY, "calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
-    {"attach_whole", run_attach, SHMP_WHOLE, "calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
+     "calloc calloc rand_s rand_s rand_s CreateFileMappingA MapViewOfFile SetHandleInformation"},
+    {"attach", run_attach, 0, "calloc calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
+    {"attach_read_only", run_attach, SHMP_READ_ONLY, "calloc calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
+    {"attach_whole", run_attach, SHMP_WHOLE, "calloc calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
     {"attach_inherit", run_attach, SHMP_INHERIT,
-     "calloc OpenFileMappingA MapViewOfFile VirtualQuery SetHandleInformation"},
-    {"clone", run_clone, 0, "calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
-    {"clone_inherit", run_clone, SHMP_INHERIT,
-     "calloc OpenFileMappingA MapViewOfFile VirtualQuery SetHandleInformation"},
+     "calloc calloc OpenFileMappingA MapViewOfFile VirtualQuery SetHandleInformation"},
+    {"clone", run_clone, 0, "calloc"},
+    {"clone_read_only", run_clone, SHMP_READ_ONLY, "calloc calloc DuplicateHandle MapViewOfFile"},
+    {"clone_inherit", run_clone, SHMP_INHERIT, "calloc calloc DuplicateHandle MapViewOfFile SetHandleInformation"},
     {"describe", run_describe, 0, ""},
     {"persist", run_persist, 0, "SetHandleInformation"},
     {"to_env", run_to_env, 0, "SetEnvironmentVariableA SetEnvironmentVariableA"},
-    {"from_env", run_from_env, 0, "calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
+    {"from_env", run_from_env, 0, "calloc calloc OpenFileMappingA MapViewOfFile VirtualQuery"},
     {"limits", run_limits, 0, "GlobalMemoryStatusEx"},
-    {"close", run_close, 0, "UnmapViewOfFile CloseHandle"},
-    {"close_attached", run_close, 1, "UnmapViewOfFile CloseHandle"},
+    {"retire", run_retire, 0, "CloseHandle"},
+    {"close", run_close, OWNER, ""}, /* the clone has it all */
+    {"close_clone", run_close, CLONE, ""},
+    {"close_attached", run_close, ATTACHED, "UnmapViewOfFile CloseHandle"},
 };
 
 static void set_stage(void) {
     SUCCEEDS(shmp_create(scene.provider, BYTES, 0, &scene.owner, &error));
-    SUCCEEDS(shmp_clone(scene.owner, 0, &scene.attached, &error));
+    SUCCEEDS(shmp_clone(scene.owner, 0, &scene.clone, &error));
+    shmp_description description;
+    SUCCEEDS(shmp_describe(scene.owner, &description, &error));
+    SUCCEEDS(shmp_attach(scene.provider, &description, 0, &scene.attached, &error));
     SUCCEEDS(shmp_to_env(scene.owner, variable, &error));
     memset(&scene.untouched, 0x5a, sizeof scene.untouched);
     scene.untouched.limits.struct_size = sizeof(shmp_limits);
@@ -268,7 +282,8 @@ static void set_stage(void) {
 static void clear_stage(void) {
     SUCCEEDS(shmp_close(scene.attached, &error));
     SUCCEEDS(shmp_close(scene.owner, &error));
-    scene.owner = scene.attached = NULL;
+    SUCCEEDS(shmp_close(scene.clone, &error));
+    scene.owner = scene.attached = scene.clone = NULL;
     (void)SetEnvironmentVariableA(variable, NULL);
     (void)SetEnvironmentVariableA(variable_size, NULL);
 }
@@ -284,7 +299,8 @@ static void use_outputs(const struct operation *operation) {
     }
     if (scene.out.shmem != scene.untouched.shmem) {
         int is_created = operation->run == run_create, is_read = operation->flags == SHMP_READ_ONLY;
-        use(is_read ? scene.owner : scene.out.shmem, is_created || is_read ? scene.out.shmem : scene.owner);
+        if (shmp_data(scene.out.shmem))
+            use(is_read ? scene.owner : scene.out.shmem, is_created || is_read ? scene.out.shmem : scene.owner);
         CHECK_EQUAL(shmp_size(scene.out.shmem), operation->flags == SHMP_WHOLE ? WHOLE : BYTES);
         SUCCEEDS(shmp_close(scene.out.shmem, &error));
     }
@@ -416,7 +432,7 @@ static void test_providers(void) {
     static const char *const others[] = {"memfd", "posix", "sysv", "ashmem"};
     const char *name = NULL;
     shmp_provider *provider = NULL;
-    shmp_provider_options options = {sizeof options, SHMP_FD_IDS, NULL, NULL, 0};
+    const shmp_provider_options options = {.struct_size = sizeof options, .flags = SHMP_FD_IDS};
     CHECK_EQUAL(shmp_available(0, &name, &error), 0);
     CHECK_TEXT(name, "win32");
     CHECK_EQUAL(shmp_available(1, &name, &error), 0);
@@ -426,7 +442,37 @@ static void test_providers(void) {
         REFUSES(shmp_provider_open(others[i], NULL, &provider, &error), SHMP_EUNAVAILABLE, others[i]);
     REFUSES(shmp_provider_open("shm", NULL, &provider, &error), SHMP_EINVAL, "std, win32, nop");
     REFUSES(shmp_provider_open("win32", &options, &provider, &error), SHMP_EINVAL, "0x1");
+    CHECK(SetEnvironmentVariableA("SHMEM_PROVIDER", "nop"));
+    REFUSES(shmp_provider_open("std", NULL, &provider, &error), SHMP_EINVAL, "nop shares nothing");
+    (void)SetEnvironmentVariableA("SHMEM_PROVIDER", NULL);
     CHECK(!provider);
+}
+
+/* A later program: what this library does not know is refused if it is set, and not filled in. */
+static void test_growth(void) {
+    struct {
+        shmp_provider_options known;
+        size_t later;
+    } options = {.known = {.struct_size = sizeof options}};
+    struct {
+        shmp_limits known;
+        size_t later;
+    } limits = {.known = {.struct_size = sizeof limits}, .later = 7};
+    shmp_provider *provider = NULL;
+    options.later = 1;
+    REFUSES(shmp_provider_open("win32", &options.known, &provider, &error), SHMP_EINVAL, "does not know");
+    options.known.struct_size = 8;
+    REFUSES(shmp_provider_open("win32", &options.known, &provider, &error), SHMP_EINVAL, "8");
+    options.known.struct_size = sizeof options;
+    options.later = 0;
+    REQUIRE(SUCCEEDS(shmp_provider_open("win32", &options.known, &provider, &error)));
+    SUCCEEDS(shmp_provider_limits(provider, &limits.known, &error));
+    CHECK_EQUAL(limits.known.struct_size, sizeof limits.known);
+    CHECK_EQUAL(limits.later, 7);
+    CHECK(limits.known.bytes > 0);
+    limits.known.struct_size = 8;
+    REFUSES(shmp_provider_limits(provider, &limits.known, &error), SHMP_EINVAL, "8");
+    shmp_provider_close(provider);
 }
 
 static void test_create(void) {
@@ -447,6 +493,7 @@ static void test_create(void) {
     REFUSES(shmp_create(provider, 0, 0, &shmem, &error), SHMP_EINVAL, "size 0");
     REFUSES(shmp_create(provider, SIZE_MAX, 0, &shmem, &error), SHMP_EOVERFLOW, "size");
     REFUSES(shmp_create(provider, 1, SHMP_READ_ONLY, &shmem, &error), SHMP_EINVAL, "flags 0x1");
+    REFUSES(shmp_create(provider, 1, SHMP_LINGER, &shmem, &error), SHMP_EUNSUPPORTED, "win32");
     REFUSES(shmp_create_named(provider, "/mine", 1, 0, &shmem, &error), SHMP_EUNSUPPORTED, "win32");
     SUCCEEDS(shmp_close(shmem, &error));
     shmp_provider_close(provider);
@@ -476,6 +523,99 @@ static void test_attach(void) {
     SUCCEEDS(shmp_close(other, &error));
     REFUSES(shmp_attach(provider, &description, 0, &third, &error), SHMP_ENOTFOUND, description.id);
     shmp_provider_close(provider);
+}
+
+/* Handles on one mapping, or with other rights on one of their own. */
+static void test_clones(void) {
+    shmp_provider *provider = opened("std");
+    shmp_shmem *shmem, *shared, *read, *again, *inherited;
+    shmp_description description, other;
+    REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, 0, &shmem, &error)));
+    SUCCEEDS(shmp_describe(shmem, &description, &error));
+    /* the name is not asked: the rights that it takes may be gone */
+    arm("OpenFileMappingA", 0, ERROR_ACCESS_DENIED, 1);
+    REQUIRE(SUCCEEDS(shmp_clone(shmem, 0, &shared, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(shared, SHMP_READ_ONLY, &read, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(read, 0, &again, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(shmem, SHMP_INHERIT, &inherited, &error)));
+    CHECK_EQUAL(fault.seen, 0);
+    fault.call = NULL;
+    REFUSES(shmp_clone(shmem, SHMP_WHOLE, &again, &error), SHMP_EINVAL, "0x8");
+    CHECK(shmp_data(shared) == shmp_data(shmem) && shmp_data(again) == shmp_data(read));
+    CHECK(shmp_data(read) != shmp_data(shmem) && shmp_data(inherited) != shmp_data(shmem));
+    CHECK_EQUAL(shmp_flags(shared), 0);
+    CHECK_EQUAL(shmp_flags(again), SHMP_READ_ONLY);
+    CHECK_EQUAL(protection_of(shmp_data(read)), PAGE_READONLY);
+    CHECK_EQUAL(protection_of(shmp_data(inherited)), PAGE_READWRITE);
+    use(shmem, read);
+    use(inherited, shared);
+    shmp_shmem *const all[] = {shmem, shared, read, inherited, again};
+    for (size_t i = 0; i < LENGTH(all); i++) { /* each keeps it, its name and its size */
+        SUCCEEDS(shmp_describe(all[i], &other, &error));
+        CHECK_TEXT(other.id, description.id);
+        CHECK_EQUAL(other.size, BYTES);
+        shmp_shmem *attached = NULL;
+        SUCCEEDS(shmp_attach(provider, &description, 0, &attached, &error));
+        use(attached, all[i]);
+        SUCCEEDS(shmp_close(attached, &error));
+        SUCCEEDS(shmp_close(all[i], &error));
+    }
+    REFUSES(shmp_attach(provider, &description, 0, &again, &error), SHMP_ENOTFOUND, description.id);
+    shmp_provider_close(provider);
+}
+
+static void test_unmapped(void) {
+    shmp_provider *provider = opened("std");
+    shmp_shmem *shmem, *shared, *read, *attached;
+    shmp_description description;
+    REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, SHMP_UNMAPPED, &shmem, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(shmem, 0, &shared, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(shmem, SHMP_READ_ONLY, &read, &error)));
+    CHECK(!shmp_data(shmem) && !shmp_data(shared) && shmp_data(read));
+    CHECK_EQUAL(shmp_size(shmem), BYTES);
+    SUCCEEDS(shmp_describe(shmem, &description, &error));
+    REQUIRE(SUCCEEDS(shmp_attach(provider, &description, 0, &attached, &error)));
+    use(attached, read);
+    shmp_shmem *const all[] = {attached, read, shmem};
+    for (size_t i = 0; i < LENGTH(all); i++) SUCCEEDS(shmp_close(all[i], &error));
+    SUCCEEDS(shmp_attach(provider, &description, 0, &attached, &error)); /* by the handle of the one that shares */
+    SUCCEEDS(shmp_close(shared, &error));
+    SUCCEEDS(shmp_close(attached, &error));
+    shmp_provider_close(provider);
+}
+
+/* Closed, but for the memory: the name goes with the last handle, the bytes with the view. */
+static void test_memory_that_outlives(void) {
+    shmp_provider *provider = opened("std");
+    shmp_shmem *shmem, *clone, *other = NULL;
+    shmp_description description;
+    REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, 0, &shmem, &error)));
+    REQUIRE(SUCCEEDS(shmp_clone(shmem, 0, &clone, &error)));
+    SUCCEEDS(shmp_describe(shmem, &description, &error));
+    CHECK_EQUAL(shmp__retire(shmem, &error), 0);
+    CHECK_EQUAL(shmp_flags(shmem), 0);
+    SUCCEEDS(shmp_attach(provider, &description, 0, &other, &error)); /* the clone is open */
+    use(shmem, other);
+    SUCCEEDS(shmp_close(other, &error));
+    CHECK_EQUAL(shmp__retire(clone, &error), 0);
+    REFUSES(shmp_attach(provider, &description, 0, &other, &error), SHMP_ENOTFOUND, description.id);
+    use(shmem, clone);
+    SUCCEEDS(shmp_close(shmem, &error));
+    use(clone, clone);
+    SUCCEEDS(shmp_close(clone, &error));
+    shmp_provider_close(provider);
+}
+
+static void test_descriptors_are_refused(void) {
+    for (size_t i = 0; i < LENGTH(labels); i++) {
+        shmp_provider *provider = opened(labels[i]);
+        shmp_shmem *shmem = NULL;
+        shmp_description description = description_of("", BYTES);
+        REFUSES(shmp_attach_fd(provider, 0, &description, 0, &shmem, &error), SHMP_EUNSUPPORTED, "no descriptors");
+        REFUSES(shmp_attach_fd(provider, -1, &description, 0, &shmem, &error), SHMP_EINVAL, "-1");
+        CHECK(!shmem);
+        shmp_provider_close(provider);
+    }
 }
 
 static void test_garbage(void) {
@@ -539,7 +679,7 @@ static void test_what_windows_does_not_tell(void) {
     shmp_shmem *shmem;
     int visited = 0;
     REQUIRE(SUCCEEDS(shmp_create(provider, BYTES, 0, &shmem, &error)));
-    REFUSES(shmp_list(provider, (shmp_visitor)(void (*)(void))abort, &visited, &error), SHMP_EUNSUPPORTED, "Windows");
+    REFUSES(shmp_list(provider, (shmp_visitor)(void (*)(void))abort, &visited, &error), SHMP_EUNSUPPORTED, "win32");
     REFUSES(shmp_users(shmem, (shmp_user_visitor)(void (*)(void))abort, NULL, &error), SHMP_EUNSUPPORTED, "system");
     CHECK_EQUAL(shmp_reap(provider, 0, NULL, NULL, &error), 0);
     SUCCEEDS(shmp_close(shmem, &error));
@@ -606,7 +746,8 @@ static DWORD WINAPI play(void *argument) {
     shmp_shmem *shmem = argument, *other;
     shmp_description description;
     for (int round = 0; round < ROUNDS; round++) {
-        if (shmp_describe(shmem, &description, NULL) < 0 || shmp_clone(shmem, 0, &other, NULL) < 0) return 1;
+        unsigned flags = round % 2 ? SHMP_INHERIT : 0u; /* a mapping of its own, or the same */
+        if (shmp_describe(shmem, &description, NULL) < 0 || shmp_clone(shmem, flags, &other, NULL) < 0) return 1;
         InterlockedIncrement(shmp_data(other));
         if (shmp_size(other) != description.size || shmp_close(other, NULL) < 0) return 1;
     }
@@ -795,6 +936,11 @@ static const struct {
     {"providers", test_providers},
     {"create", test_create},
     {"attach", test_attach},
+    {"growth", test_growth},
+    {"clones", test_clones},
+    {"unmapped", test_unmapped},
+    {"memory_that_outlives", test_memory_that_outlives},
+    {"descriptors_are_refused", test_descriptors_are_refused},
     {"garbage", test_garbage},
     {"taken_name", test_taken_name},
     {"what_windows_does_not_tell", test_what_windows_does_not_tell},

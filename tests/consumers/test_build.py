@@ -127,6 +127,39 @@ def test_cmake_refuses_an_unsupported_system(tmp_path: Path, run: Run, tool: Cal
     assert "shmem_providers does not support Haiku" in result.stderr
 
 
+# A compiler that notes what it is told, and says that it is for a machine without atomics of 64 bits.
+OLD_MACHINE = """#!/bin/sh
+echo "$*" >> "$0.log"
+case " $* " in *" -E "*) echo 1 ;; *) exec cc "$@" ;; esac
+"""
+
+
+@pytest.mark.needs("unix")
+def test_on_a_machine_without_atomics_of_64_bits(fresh: Path, tmp_path: Path, check: Check) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(OLD_MACHINE)
+    compiler.chmod(0o755)
+    environment = os.environ | {"CC": str(compiler), "LDSHARED": f"{compiler} -shared"}
+    check(sys.executable, *BUILD, cwd=fresh, env=environment)
+    links = [line for line in Path(f"{compiler}.log").read_text().splitlines() if line.startswith("-shared")]
+    assert ["_binding" in line.partition(" -o ")[2] for line in links if "-latomic" in line] == [True]
+    assert len(links) == 2  # the C library does without
+
+
+@pytest.mark.needs("unix")
+@pytest.mark.parametrize(
+    "flags", ["-Wl,-rpath,{}", "-Wl,-rpath={} -Wl,-z,relro", "-Wl,--as-needed,-rpath -Wl,{}", "-Wl,-R{}"]
+)
+def test_no_search_path_of_the_builder(flags: str, fresh: Path, check: Check, tool: Callable[..., str]) -> None:
+    """Whoever can write to that folder would choose what all users of the wheel load."""
+    environment = os.environ | {"LDFLAGS": flags.format("/builder/lib"), "LD_RUN_PATH": "/builder/run"}
+    check(sys.executable, *BUILD, cwd=fresh, env=environment)
+    built = list(fresh.glob("build/lib*/**/*.so"))
+    assert len(built) == 2
+    for path in built:
+        assert "/builder" not in check(tool("readelf", "binutils"), "-d", path)
+
+
 def contents(folder: Path) -> dict[str, int]:
     """Give the files of the wheel in a folder, and their checksums."""
     (wheel,) = (folder / "dist").glob("*.whl")

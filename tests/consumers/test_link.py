@@ -139,7 +139,13 @@ def test_it_needs_libc_only(library: Path, check: Check, tool: Tool) -> None:
 def test_it_is_small(library: Path, check: Check, tool: Tool) -> None:
     if ".debug_info" in check(tool("readelf", "binutils"), "-S", "-W", library):
         pytest.skip("it was built with CFLAGS=-g")
-    assert library.stat().st_size <= 100_000
+    assert library.stat().st_size <= 80_000
+
+
+def test_they_look_for_libraries_nowhere_else(library: Path, check: Check, tool: Tool) -> None:
+    """The folder of the Python that built them may be anybody's, where they are used."""
+    for path in (library, Path(shmem_providers._binding.__file__)):
+        assert not re.search(r"\((RPATH|RUNPATH)\)", check(tool("readelf", "binutils"), "-d", path))
 
 
 def test_the_binding_exports_its_init_function_only(check: Check, tool: Tool) -> None:
