@@ -196,9 +196,10 @@ static int memfd_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     if (!parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach",
                           "\"%s\": a memfd id is <pid>.<fd>.<check> in base 36, or a descriptor", id);
-    /* Our own: duplicate it, 8 times cheaper than /proc. In a pid namespace the pid may be
+    /* Our own: duplicate it, 8 times cheaper than /proc, but as writable as it is. In a pid namespace the pid may be
      * another's, so what does not fit is tried again below. */
-    if (meant.pid == (uint64_t)mapping->provider->pid || meant.pid == (uint64_t)shmp__os_pid()) {
+    int is_writable = !(mapping->flags & SHMP_READ_ONLY);
+    if (is_writable && (meant.pid == (uint64_t)mapping->provider->pid || meant.pid == (uint64_t)shmp__os_pid())) {
         shmp_error ignored;
         int fd = shmp__os_dup((int)meant.fd);
         int result = fd < 0 ? fd : map_meant(mapping, fd, &meant, id, &ignored);

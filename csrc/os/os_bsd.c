@@ -94,6 +94,11 @@ int shmp__os_is_open_elsewhere(int fd) {
     return -EOPNOTSUPP;
 }
 
+int shmp__os_open_seen(int seen, int read_only) {
+    (void)seen, (void)read_only;
+    return -EOPNOTSUPP;
+}
+
 int shmp__os_mark(int fd, unsigned mark) {
     (void)fd, (void)mark;
     return -EOPNOTSUPP;

@@ -137,7 +137,7 @@ long shmp__os_proc_pid(void);
 int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context);
 /* Looks at another process's descriptor, without opening what it is: that can be anything. For fstat, close and: */
 int shmp__os_look_at_fd_of(long pid, int fd);
-/* Opens what was looked at. */
+/* Opens anew what such a look, or another descriptor, is. */
 int shmp__os_open_seen(int seen, int read_only);
 
 /* Linux only, os_proc.c. */
