@@ -23,6 +23,7 @@ int shmp__os_passed_over(int error) {
     case -ESRCH:
     case -EACCES:
     case -EPERM:
+    case -EAGAIN: /* its user has a lease on it */
     case -ENODEV: /* this and the next: the descriptor is something else by now */
     case -ENXIO: return 0;
     default: return error;
