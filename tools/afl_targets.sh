@@ -27,8 +27,8 @@ fetch() { # the package of a release, into a folder
     options=(-qq -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o Dir::State::lists="$work/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$work/apt/cache"
         -o Acquire::Languages=none -o APT::Sandbox::User="$(id -un)")
-    apt-get "${options[@]}" update
-    (cd "$work" && apt-get "${options[@]}" download "$package")
+    apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$package") ||
+        fail "needs $package of Debian $release, which $mirror does not give"
     dpkg-deb -x "$work"/*.deb "$work/root"
     basename "$work"/*.deb .deb >"$work/root/version"
     mv -T "$work/root" "$folder" # whole, or not at all

@@ -1,4 +1,5 @@
-/* What is fuzzed: a crash four comparisons deep, a hang, and a crash that only a dictionary finds. How the input comes:
+/* What is fuzzed: a crash three comparisons deep, a hang, and a crash that only a dictionary finds. How the input
+ * comes:
  *
  *   afl-cc target.c -o target             from standard input, or from the file that is named; a process for each run
  *   afl-cc -DLOOP target.c -o target      the same, but a process does many runs
@@ -10,21 +11,18 @@
 #include <string.h>
 #include <unistd.h>
 
-static volatile unsigned depth; /* or an optimizer would make one comparison of four, and nothing would lead to it */
+static volatile unsigned depth; /* or an optimizer would make one comparison of three, and nothing would lead to it */
 
 static void parse(const unsigned char *bytes, size_t size) {
-    if (size < 4) return;
-    if (bytes[0] == 'C') {
+    if (size < 3) return;
+    if (bytes[0] == 'B') {
         depth++;
-        if (bytes[1] == 'R') {
+        if (bytes[1] == 'U') {
             depth++;
-            if (bytes[2] == 'S') {
-                depth++;
-                if (bytes[3] == 'H') abort();
-            }
+            if (bytes[2] == 'G') abort();
         }
     }
-    if (memcmp(bytes, "HANG", 4) == 0)
+    if (size >= 4 && memcmp(bytes, "HANG", 4) == 0)
         for (;;) pause();
     if (size >= 8 && memcmp(bytes, "\x7fKEYWORD", 8) == 0) raise(SIGSEGV);
 }
