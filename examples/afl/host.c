@@ -5,8 +5,9 @@
  * An argument "@@" is the file with the input, for a target that reads one. Ends with 1 at the first input that crashes
  * the target, having written it to "crash"; with 0 after RUNS; with 2 when something is wrong. What takes longer than
  * MILLISECONDS (1000) is written to "hang". AFL++ calls what answers us the fork server: it is in the target. */
-#define _GNU_SOURCE /* memfd_create, strsignal */
+#define _GNU_SOURCE /* memfd_create, pipe2 */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <shmem_providers.h>
@@ -18,8 +19,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +35,8 @@ struct bytes {
 static unsigned char *map; /* shared: the target counts here how often it passes each edge */
 static uint32_t map_size;  /* what it uses of it */
 static void *shared;       /* a length and so many bytes: the input, if the target takes it from here */
-static int takes_shared, file, wire;
+static int takes_shared, file, say_to, hear_from;
+static int patience; /* milliseconds */
 static pid_t keeper;
 
 static struct bytes corpus[MOST_INPUTS], tokens[MOST_TOKENS]; /* the oldest input is replaced */
@@ -77,14 +77,13 @@ static void end_all(int signal) {
     (void)kill(0, SIGKILL);
 }
 
-static int start_target(char **command, long long timeout) {
-    int ends[2];
+static int start_target(char **command) {
+    int to[2], from[2];
     pid_t host = getpid();
-    struct timeval patience = {.tv_sec = (time_t)(timeout / 1000), .tv_usec = (suseconds_t)(timeout % 1000 * 1000)};
     if ((file = memfd_create("input", MFD_CLOEXEC)) < 0) return fail("memfd_create");
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) return fail("socketpair");
-    wire = ends[0];
-    if (setsockopt(wire, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0) return fail("setsockopt");
+    if (pipe2(to, O_CLOEXEC) < 0 || pipe2(from, O_CLOEXEC) < 0) return fail("pipe2");
+    say_to = to[1];
+    hear_from = from[0];
     if ((keeper = fork()) < 0) return fail("fork");
     if (keeper == 0) {
         (void)setpgid(0, 0); /* a terminal's ^C is for the host alone */
@@ -95,18 +94,22 @@ static int start_target(char **command, long long timeout) {
         if (target == 0) {
             struct rlimit none = {0, 0};
             (void)setrlimit(RLIMIT_CORE, &none);
-            if (dup2(file, 0) == 0 && dup2(ends[1], HEAR) == HEAR && dup2(ends[1], ANSWER) == ANSWER)
+            (void)signal(SIGPIPE, SIG_DFL);
+            if (dup2(file, 0) == 0 && dup2(to[0], HEAR) == HEAR && dup2(from[1], ANSWER) == ANSWER)
                 execv(command[0], command);
             (void)fail(command[0]);
             _exit(2);
         }
-        (void)close(ends[0]);
-        (void)close(ends[1]); /* or the host would not see the target's end */
+        for (int end = 0; end < 2; end++) { /* or the host would not see the target's end */
+            (void)close(to[end]);
+            (void)close(from[end]);
+        }
         while (target > 0) pause();
         _exit(2);
     }
     (void)setpgid(keeper, keeper); /* whoever is first */
-    (void)close(ends[1]);
+    (void)close(to[0]);
+    (void)close(from[1]);
     return 0;
 }
 
@@ -117,8 +120,23 @@ static void stop_target(void) {
     keeper = 0;
 }
 
-static int hear(void *bytes, size_t size) { return recv(wire, bytes, size, MSG_WAITALL) == (ssize_t)size; }
-static int say(uint32_t word) { return send(wire, &word, sizeof word, MSG_NOSIGNAL) == sizeof word; }
+static int hear(void *bytes, size_t size) {
+    size_t had = 0;
+    for (ssize_t got; had < size; had += (size_t)got) {
+        got = read(hear_from, (char *)bytes + had, size - had);
+        if (got < 0 && errno == EINTR)
+            got = 0;
+        else if (got <= 0)
+            return 0;
+    }
+    return 1;
+}
+static int say(uint32_t word) { return write(say_to, &word, sizeof word) == sizeof word; }
+
+static int answers_within(int milliseconds) {
+    struct pollfd answer = {.fd = hear_from, .events = POLLIN};
+    return poll(&answer, 1, milliseconds) == 1;
+}
 
 static int read_dictionary(void) { /* a length, so many bytes, and so on */
     uint32_t left;
@@ -134,11 +152,10 @@ static int read_dictionary(void) { /* a length, so many bytes, and so on */
     return 1;
 }
 
-static int shake_hands(long long timeout) {
+static int shake_hands(void) {
     uint32_t hello = 0, offers[2], word;
-    struct pollfd answer = {.fd = wire, .events = POLLIN};
-    int patience = timeout > INT_MAX / 10 ? INT_MAX : (int)timeout * 10; /* a start takes longer than a run */
-    if (poll(&answer, 1, patience) != 1 || !hear(&hello, sizeof hello))
+    int longer = patience > INT_MAX / 10 ? INT_MAX : patience * 10; /* a start takes longer than a run */
+    if (!answers_within(longer) || !hear(&hello, sizeof hello))
         return refuse("the target does not answer: was it made by afl-cc, and does it start by hand?", hello);
     if (hello >> 16 == 0xeffe || (hello & 0xf80000ff) == 0xf800008f) {
         uint32_t code = hello >> 16 == 0xeffe ? hello & 0xffff : hello >> 8 & 0xffff;
@@ -170,9 +187,7 @@ enum outcome { RAN, CRASHED, HUNG, FAILED };
 
 static enum outcome run_target(const struct bytes *input, int *ret_status) {
     static uint32_t was_killed;
-    struct {
-        int32_t pid, status;
-    } answer = {0, 0};
+    int32_t pid = 0, status = 0;
     if (takes_shared) {
         memcpy(shared, input, sizeof input->length + input->length);
     } else if (pwrite(file, input->bytes, input->length, 0) != (ssize_t)input->length ||
@@ -181,18 +196,17 @@ static enum outcome run_target(const struct bytes *input, int *ret_status) {
         return FAILED;
     }
     memset(map, 0, map_size);
-    ssize_t got = say(was_killed) ? recv(wire, &answer, sizeof answer, MSG_WAITALL) : 0;
-    if (got < (ssize_t)sizeof answer.pid || answer.pid <= 0) {
-        (void)refuse("the target has ended, or can fork no more", (uint32_t)answer.pid);
+    if (!say(was_killed) || !hear(&pid, sizeof pid) || pid <= 0) {
+        (void)refuse("the target has ended, or can fork no more", (uint32_t)pid);
         return FAILED;
     }
-    was_killed = got < (ssize_t)sizeof answer; /* there is no status yet */
-    if (was_killed) {
-        (void)kill((pid_t)answer.pid, SIGKILL);
-        return hear(&answer.status, sizeof answer.status) ? HUNG : FAILED;
-    }
-    *ret_status = answer.status;
-    return WIFSIGNALED(answer.status) ? CRASHED : RAN; /* a process that is stopped goes on with the next input */
+    was_killed = !answers_within(patience);
+    if (was_killed) (void)kill((pid_t)pid, SIGKILL);
+    if (!hear(&status, sizeof status)) return FAILED;
+    *ret_status = status;
+    return was_killed            ? HUNG
+           : WIFSIGNALED(status) ? CRASHED
+                                 : RAN; /* one that is stopped goes on with the next input */
 }
 
 /* AFL's: one bit for how often an edge was passed, so that not every turn of a loop is news. */
@@ -231,7 +245,7 @@ static const struct bytes *choose(void) { /* a new one rather than an old one */
 }
 
 /* Puts `added` bytes in place of `removed` ones. */
-static void splice(struct bytes *input, size_t at, size_t removed, const unsigned char *bytes, size_t added) {
+static void replace(struct bytes *input, size_t at, size_t removed, const unsigned char *bytes, size_t added) {
     added = least(added, MOST_BYTES - (input->length - removed));
     memmove(input->bytes + at + added, input->bytes + at + removed, input->length - at - removed);
     memcpy(input->bytes + at, bytes, added);
@@ -245,13 +259,13 @@ static void mutate(struct bytes *input) {
         size_t at = below(input->length + 1u), rest = input->length - at;
         unsigned char byte = (unsigned char)below(256);
         switch (below(5)) {
-        case 0: splice(input, at, 0, &byte, 1); break;
-        case 1: splice(input, at, least(rest, byte % 8u), &byte, 0); break;
+        case 0: replace(input, at, 0, &byte, 1); break;
+        case 1: replace(input, at, least(rest, byte % 8u), &byte, 0); break;
         case 2: /* a word of the target's dictionary, or the beginning of another input */
             piece = token_count ? &tokens[below(least(token_count, MOST_TOKENS))] : choose();
-            splice(input, at, 0, piece->bytes, token_count ? piece->length : below(least(piece->length, 32) + 1));
+            replace(input, at, 0, piece->bytes, token_count ? piece->length : below(least(piece->length, 32) + 1));
             break;
-        default: splice(input, at, least(rest, 1), &byte, 1);
+        default: replace(input, at, least(rest, 1), &byte, 1);
         }
     }
 }
@@ -314,7 +328,7 @@ int main(int count, char **arguments) {
         default: optind = count;
         }
     }
-    if (seed < 0 || runs < 0 || timeout < 1 || optind >= count) {
+    if (seed < 0 || runs < 0 || timeout < 1 || timeout > INT_MAX || optind >= count) {
         fprintf(stderr, "usage: %s [-s SEED] [-n RUNS] [-t MILLISECONDS] TARGET [ARGUMENT...]\n", arguments[0]);
         return 2;
     }
@@ -324,6 +338,8 @@ int main(int count, char **arguments) {
     (void)setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
     printf("seed %lld\n", seed);
     random_state = (uint64_t)seed;
+    patience = (int)timeout;
+    (void)signal(SIGPIPE, SIG_IGN);
 
     number_to_env("AFL_MAP_SIZE", MAP_SIZE);
     number_to_env("__AFL_SHM_FUZZ_MAP_SIZE", SHARED_SIZE);
@@ -339,7 +355,7 @@ int main(int count, char **arguments) {
         fprintf(stderr, "host: %s: %s: %s\n", error.call, shmp_error_text(error.code), error.message);
     } else if (mark_to_env(command[0], "##SIG_AFL_PERSISTENT##", "__AFL_PERSISTENT") == 0 &&
                mark_to_env(command[0], "##SIG_AFL_DEFER_FORKSRV##", "__AFL_DEFER_FORKSRV") == 0 &&
-               start_target(command, timeout) == 0 && shake_hands(timeout) == 0) {
+               start_target(command) == 0 && shake_hands() == 0) {
         map = shmp_data(coverage);
         shared = shmp_data(input);
         result = fuzz(runs);

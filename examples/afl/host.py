@@ -7,8 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from random import choice, random
-from socket import MSG_WAITALL, SO_RCVTIMEO, SOL_SOCKET, socketpair
+from random import choice, randbytes, random
 from struct import pack, unpack
 
 import numpy as np
@@ -33,34 +32,37 @@ class ForkServer:
         program = Path(command[0]).resolve()
         for mark, name in (b"PERSISTENT", "__AFL_PERSISTENT"), (b"DEFER_FORKSRV", "__AFL_DEFER_FORKSRV"):
             env |= {name: "1"} if b"##SIG_AFL_%b##" % mark in program.read_bytes() else {}
-        self.was_killed, self.file, (self.wire, there) = False, os.memfd_create("input"), socketpair()
-        self.wire.setsockopt(SOL_SOCKET, SO_RCVTIMEO, pack("ll", *divmod(round(timeout * 1e6), 10**6)))
-        os.dup2(there.fileno(), 198)  # where a target hears
-        os.dup2(there.detach(), 199)  # where it answers
+        self.was_killed, self.file, self.milliseconds = False, os.memfd_create("input"), timeout * 1000
+        (hear, self.say), (answer, say) = os.pipe(), os.pipe()
+        self.answer, self.poll = os.fdopen(answer, "rb", 4), select.poll()  # of four bytes, or it would read ahead
+        self.poll.register(answer, select.POLLIN)
+        os.dup2(hear, 198)
+        os.dup2(say, 199)
         keeper = ["setpriv", "--pdeathsig", "TERM", "sh", "-c", KEEPER, "sh", str(program), *command[1:]]
         words = ["/dev/stdin" if word == "@@" else word for word in keeper]
         self.keeper = subprocess.Popen(words, stdin=self.file, pass_fds=(198, 199), process_group=0, env=env)
-        os.closerange(198, 200)
-        self._shake_hands(10 * timeout)  # a start takes longer than a run
+        for number in hear, say, 198, 199:
+            os.close(number)
+        self._shake_hands()
 
-    def _shake_hands(self, patience: float) -> None:
-        if not select.select([self.wire], [], [], patience)[0] or len(word := self.wire.recv(4)) < 4:
+    def _shake_hands(self) -> None:
+        if not self.poll.poll(10 * self.milliseconds) or len(word := self.answer.read(4)) < 4:  # a start takes longer
             raise ConnectionError("the target does not answer: was it made by afl-cc, and does it start by hand?")
         self.tokens, (hello,) = list[bytes](), unpack("I", word)
         if hello >> 16 == 0xEFFE or hello & 0xF80000FF == 0xF800008F or 0 < hello ^ 0x41464C01 < 256:
             raise ConnectionError(f"the target cannot work with this host and says why: {hello:#x}")
         if is_new := hello == 0x41464C01:  # AFL++ 4.20 and later
-            self.wire.send(pack("I", hello ^ 0xFFFFFFFF))
-            offers, size = unpack("II", self.wire.recv(8, MSG_WAITALL))
+            os.write(self.say, pack("I", hello ^ 0xFFFFFFFF))
+            offers, size = unpack("II", self.answer.read(8))
             self.shares, has_dictionary = offers & 0x2, offers & 0x800
         else:  # all is in the hello, which is answered only if it offers something
             size = (hello >> 1 & 0x7FFFFF) + 1 if hello & 0x40000000 else 65536
             self.shares, has_dictionary = hello & 0x1000000, hello & 0x10000000
-            self.wire.send(pack("I", 0x80000001 | self.shares | has_dictionary) if hello & 0x11000000 else b"")
-        text = self.wire.recv(unpack("I", self.wire.recv(4))[0], MSG_WAITALL) if has_dictionary else b""
+            os.write(self.say, pack("I", 0x80000001 | self.shares | has_dictionary) if hello & 0x11000000 else b"")
+        text = self.answer.read(*unpack("I", self.answer.read(4))) if has_dictionary else b""
         while text:
             self.tokens, text = [*self.tokens, text[1 : 1 + text[0]]], text[1 + text[0] :]
-        if size > MAP_SIZE or (is_new and self.wire.recv(4) != word):
+        if size > MAP_SIZE or (is_new and self.answer.read(4) != word):
             raise ConnectionError(f"its map of {size} bytes is larger than MAP_SIZE, or it is not understood")
         self.hits = np.frombuffer(memoryview(self.map), np.uint8, -(-size // 64) * 64)
 
@@ -72,44 +74,42 @@ class ForkServer:
             os.truncate(self.file, os.pwrite(self.file, data, 0))
             os.lseek(self.file, 0, os.SEEK_SET)
         self.hits.fill(0)
-        self.wire.send(pack("I", self.was_killed))
-        pid, status = unpack("ii", (answer := self.wire.recv(8, MSG_WAITALL)).ljust(8, b"\0"))
-        if pid <= 0:
+        os.write(self.say, pack("I", self.was_killed))
+        if len(answer := self.answer.read(4)) < 4 or (pid := unpack("i", answer)[0]) <= 0:
             raise ConnectionError("the target has ended, or can fork no more")
-        self.was_killed = len(answer) < 8  # there is no status yet
+        self.was_killed = not self.poll.poll(self.milliseconds)
         if self.was_killed:
             os.kill(pid, signal.SIGKILL)
-            self.wire.recv(4)
-        return None if self.was_killed else int(status)
+        (status,) = unpack("i", self.answer.read(4))
+        return None if self.was_killed else status
 
     def close(self) -> None:
         """End the target and all that it has started."""
         os.killpg(self.keeper.pid, signal.SIGKILL)
         self.keeper.wait()
         del self.hits
-        for opened in self.map, self.input, self.wire, os.fdopen(self.file):
+        for opened in self.map, self.input, self.answer, os.fdopen(self.say), os.fdopen(self.file):
             opened.close()
 
 
 def fuzz(target: ForkServer, runs: int = sys.maxsize) -> str:
     """Run a target on ever new inputs until it crashes; what led to new code, or more often there, is kept."""
     corpus, tokens, data = [b"\n"], target.tokens or [b"\0"], b"\n"
-    hits, words = target.hits.reshape(-1, 8), target.hits.view(np.uint64)
-    seen = np.zeros_like(hits)
+    seen, words = np.zeros_like(hits := target.hits.reshape(-1, 8)), target.hits.view(np.uint64)
     for run in range(1, runs + 1):
         if (status := target.run(data)) is None or os.WIFSIGNALED(status):
             Path("hang" if status is None else "crash").write_bytes(data)
             if status:
                 return f"{signal.strsignal(os.WTERMSIG(status))}, on the {len(data)} bytes in crash, after {run} runs"
-        elif ((buckets := BUCKETS[hits[led := np.flatnonzero(words)]]) & ~seen[led]).any():  # most of the map is zero
+        elif ((buckets := BUCKETS[hits[led := words.nonzero()[0]]]) & ~seen[led]).any():  # most of the map is zero
             seen[led] |= buckets
             corpus.append(data)
             print(f"{run} runs, {np.count_nonzero(seen)} edges, {len(corpus)} inputs", flush=True)
         changed = bytearray(corpus[int(len(corpus) * max(random(), random()))])  # a new one rather than an old one
         for _ in range(1 + int(3 * random())):
-            at, few, byte = int((len(changed) + 1) * random()), int(8 * random()), bytes([int(256 * random())])
-            removed, added = choice(((0, byte), (1, byte), (few, b""), (0, choice(tokens)), (0, choice(corpus)[:few])))
-            changed[at : at + removed] = added
+            at, few, way = int((len(changed) + 1) * random()), int(8 * random()), int(8 * random())
+            added = randbytes(1) if way < 5 else b"" if way == 5 else choice(tokens if way == 6 else corpus)[: few + 8]
+            changed[at : at + (way < 3 or (few if way == 5 else 0))] = added
         data = bytes(changed[:MOST_BYTES])
     return f"no crash in {runs} runs"
 
