@@ -19,6 +19,7 @@ __attribute__((constructor(101))) static void offer(void) {
 }
 #endif
 
-#ifdef LARGE /* what clang has counted edges with, as if there were more than the 65536 that fit into AFL's first map */
+#ifdef LARGE /* what clang has counted edges with, as if there were more than the 65536 that fit into AFL's first map  \
+              */
 __attribute__((used, section("__sancov_guards"))) static unsigned guards[80000];
 #endif

@@ -19,16 +19,17 @@ fail() {
 fetch() { # the package of a release, into a folder
     local release=$1 package=afl++ folder=$2 mirror options
     [ "$release" != bullseye ] || package=afl++-clang
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' | grep -m1 '/debian/$') ||
-        fail "needs a mirror of Debian in apt's sources"
+    mirror=$(apt-get indextargets 'Origin: Debian' | sed -n 's/^Repo-URI: \(.*\/debian\/\)$/\1/p' | sort -u | head -n 1)
+    [ -n "$mirror" ] || fail "needs a mirror of Debian in apt's sources"
     work=$(mktemp -d "$cache/new.XXXXXX")
     mkdir -p "$work"/apt/{lists,cache/archives}/partial
     echo "deb [signed-by=$keyring] $mirror $release main" >"$work/apt/sources.list"
     options=(-qq -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o Dir::State::lists="$work/apt/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$work/apt/cache"
         -o Acquire::Languages=none -o APT::Sandbox::User="$(id -un)")
-    apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$package") ||
+    if ! apt-get "${options[@]}" update || ! (cd "$work" && apt-get "${options[@]}" download "$package"); then
         fail "needs $package of Debian $release, which $mirror does not give"
+    fi
     dpkg-deb -x "$work"/*.deb "$work/root"
     basename "$work"/*.deb .deb >"$work/root/version"
     mv -T "$work/root" "$folder" # whole, or not at all
@@ -67,9 +68,9 @@ for release; do
         clang $macro "$folder/$object" "$repository/tools/afl_extras.c" "$runtime" -o "$folder/$release/$target"
     done
     if grep -q "^VERSION_CODENAME=$release$" /etc/os-release; then
-        for macro in PLAIN LOOP SHARED; do
-            AFL_PATH=$root/usr/lib/afl AFL_QUIET=1 "$root/usr/bin/afl-cc" -D$macro "$source" \
-                -o "$folder/$release/$(tr A-Z a-z <<<$macro)-afl-cc"
+        for target in plain loop shared; do
+            AFL_PATH=$root/usr/lib/afl AFL_QUIET=1 "$root/usr/bin/afl-cc" "-D${target^^}" "$source" \
+                -o "$folder/$release/$target-afl-cc"
         done
     fi
     echo "$release: $(cat "$root/version")"

@@ -95,20 +95,20 @@ class ForkServer:
 def fuzz(target: ForkServer, runs: int = sys.maxsize) -> str:
     """Run a target on ever new inputs until it crashes; what led to new code, or more often there, is kept."""
     corpus, tokens, data = [b"\n"], target.tokens or [b"\0"], b"\n"
-    seen, words = np.zeros_like(hits := target.hits.reshape(-1, 8)), target.hits.view(np.uint64)
+    unseen, words = ~np.zeros_like(hits := target.hits.reshape(-1, 8)), target.hits.view(np.uint64)
     for run in range(1, runs + 1):
         if (status := target.run(data)) is None or os.WIFSIGNALED(status):
             Path("hang" if status is None else "crash").write_bytes(data)
             if status:
                 return f"{signal.strsignal(os.WTERMSIG(status))}, on the {len(data)} bytes in crash, after {run} runs"
-        elif ((buckets := BUCKETS[hits[led := words.nonzero()[0]]]) & ~seen[led]).any():  # most of the map is zero
-            seen[led] |= buckets
+        elif np.count_nonzero((buckets := BUCKETS[hits[led := words.nonzero()[0]]]) & unseen[led]):  # few are not 0
+            unseen[led] &= ~buckets
             corpus.append(data)
-            print(f"{run} runs, {np.count_nonzero(seen)} edges, {len(corpus)} inputs", flush=True)
+            print(f"{run} runs, {np.count_nonzero(~unseen)} edges, {len(corpus)} inputs", flush=True)
         changed = bytearray(corpus[int(len(corpus) * max(random(), random()))])  # a new one rather than an old one
         for _ in range(1 + int(3 * random())):
             at, few, way = int((len(changed) + 1) * random()), int(8 * random()), int(8 * random())
-            added = randbytes(1) if way < 5 else b"" if way == 5 else choice(tokens if way == 6 else corpus)[: few + 8]
+            added = randbytes(1) if way < 5 else b"" if way == 5 else choice(tokens) if way == 6 else choice(corpus)[:9]
             changed[at : at + (way < 3 or (few if way == 5 else 0))] = added
         data = bytes(changed[:MOST_BYTES])
     return f"no crash in {runs} runs"
