@@ -125,7 +125,7 @@ def crashed(host: list[str], command: list[str], folder: Path) -> bytes:
     print(result.stdout[-200:], result.stderr)
     assert result.returncode == 1
     assert "bytes in crash" in result.stdout + result.stderr
-    assert len(re.findall(r"\d+ edges", result.stdout)) > 1
+    assert re.search(r"^1 runs, [1-9]\d* edges", result.stdout, re.MULTILINE)
     return (folder / "crash").read_bytes()
 
 
@@ -195,7 +195,7 @@ def test_a_word_of_error(hello: int, host: list[str], tmp_path: Path) -> None:
 def test_a_map_without_room(release: str, folder: Path) -> None:
     code = "import sys, host; host.MAP_SIZE = 65536; host.ForkServer(sys.argv[1:])"
     result = run(sys.executable, "-c", code, str(folder / release / "large"), cwd=EXAMPLE)
-    assert re.search(r"map of 8000\d bytes is larger than MAP_SIZE", result.stderr)
+    assert re.search(r"map of 800\d\d bytes is larger than MAP_SIZE", result.stderr)
 
 
 @pytest.mark.parametrize("program", ["/bin/true", "/bin/cat"])
@@ -218,9 +218,10 @@ def test_a_hang_is_saved_and_said(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["plain", "loop", "shared"])
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_killed_host_leaves_nothing(release: str, target: str, host: list[str], folder: Path, tmp_path: Path) -> None:
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]  # nor may the kernel's SIGHUP to what is stopped be needed
     for moment in range(3):
-        process = subprocess.Popen([*host, folder / release / target], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        with process:
+        command = [*nohup, *host, str(folder / release / target)]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             while "edges" not in process.stdout.readline():
                 pass
