@@ -8,7 +8,6 @@
 #include "os/platform.h"
 #if SHMP_HAVE_MEMFD
 #include "backend/unix.h"
-#include "core/table.h"
 
 #include <limits.h>
 #include <stdint.h>

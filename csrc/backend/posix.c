@@ -243,6 +243,7 @@ static int hold(int fd, unsigned mark, const char *name, const shmp__os_file *fi
         if (shmp__posix_is_name_of(name, file) == 1) (void)shmp__os_shm_unlink(name); /* a leftover */
         return 1;
     }
+    if (is_unused && mark == SHMP__POSIX_LINGERS) (void)shmp__posix_set_found(fd, file, 0);
     /* whoever removes a leftover has it locked alone, and then it has no name */
     return shmp__os_lock_shared(fd) == -EWOULDBLOCK || shmp__posix_is_name_of(name, file) == 0;
 }

@@ -28,6 +28,9 @@ int shmp__posix_is_random_name(const char *name);
 int shmp__posix_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
 int shmp__posix_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr);
 
+/* Says in a file that lingers that it was found without a holder, now, or that it is held again. */
+int shmp__posix_set_found(int fd, const shmp__os_file *file, int is_held);
+
 /* 1: the name is that of the file, or the system does not tell; 0: it is another's, or gone; negative: a failure. */
 int shmp__posix_is_name_of(const char *name, const shmp__os_file *file);
 

@@ -178,6 +178,14 @@ static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
     return (size_t)snprintf(ret_path, SHM_PATH_ROOM, "%s%s", shmp__os_shm_place, name) < SHM_PATH_ROOM;
 }
 
+int shmp__os_shm_look_at(const char *name) {
+    char path[SHM_PATH_ROOM];
+    int result;
+    if (!path_of(name, path)) return -ENAMETOOLONG;
+    RETRIED(result, SYS(open, (path, O_PATH | O_NOFOLLOW | O_CLOEXEC)));
+    return shmp__os_above_stdio(result);
+}
+
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE 1u
 #endif

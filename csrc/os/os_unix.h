@@ -3,6 +3,7 @@
 #ifndef SHMP_OS_UNIX_H
 #define SHMP_OS_UNIX_H
 
+#include "core/table.h"
 #include "os/os.h"
 
 #include <errno.h> /* the backends judge some errors */
@@ -81,6 +82,8 @@ int shmp__os_shm_unlink(const char *name);
 int shmp__os_shm_rename(const char *name, const char *new_name);
 /* What is under a name, without opening it. */
 int shmp__os_shm_look(const char *name, shmp__os_file *ret_file);
+/* The same as a descriptor, for fstat, close and shmp__os_open_seen. */
+int shmp__os_shm_look_at(const char *name);
 
 typedef struct shmp__os_segment {
     int id, key;
@@ -114,6 +117,9 @@ int shmp__os_size_is_sealed(int fd);
 
 /* A visitor that gives non-zero ends the visit, which then gives that: a positive number as it likes, or -errno. */
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
+/* Puts in the inodes of all files that somebody has a lease on; negative: memory is short. */
+int shmp__os_find_leased(shmp__table *inodes);
+
 typedef struct shmp__os_holder {
     unsigned long long device, inode; /* of a file */
     long pid;                         /* who holds a flock on it and has it mapped; 0: nobody that can be seen */
