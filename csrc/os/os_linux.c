@@ -162,13 +162,14 @@ static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE 1u
 #endif
+#define renameat2(...) (int)syscall(SYS_renameat2, __VA_ARGS__) /* glibc has it from 2.28 */
 
 /* Some file systems cannot rename without replacing what has the new name: there it has two for a moment, and who is
  * killed then leaves the old one over. */
 int shmp__os_shm_rename(const char *name, const char *new_name) {
     char path[SHM_PATH_ROOM], new_path[SHM_PATH_ROOM];
     if (!path_of(name, path) || !path_of(new_name, new_path)) return -ENAMETOOLONG;
-    if (SYS(syscall, (SYS_renameat2, AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
+    if (SYS(renameat2, (AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
     if (errno != EINVAL && errno != ENOSYS) return -errno;
     if (SYS(link, (path, new_path)) < 0) return -errno;
     int result = result_of(SYS(unlink, (path)));
