@@ -277,11 +277,17 @@ typedef struct listing {
     long pid;
     char command[SHMP__OS_COMMAND_ROOM]; /* of that process, once it is known */
     shmp__table seen;                    /* inodes: a segment has many descriptors */
+    int own_folder;                      /* of this thread's descriptors; -1: not open yet */
 } listing;
 
+static int open_seen(listing *list, int seen) {
+    if (list->own_folder < 0) list->own_folder = shmp__os_open_own_folder();
+    return list->own_folder < 0 ? list->own_folder : shmp__os_open_seen_in(list->own_folder, seen);
+}
+
 /* 1: it is a sealed memfd, not noted before; 0: it is not, or cannot be looked at. */
-static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
-    int seen = shmp__os_look_at_fd_of(list->pid, (int)fd);
+static int look_over(listing *list, int folder, long fd, shmp__os_file *ret_file) {
+    int seen = shmp__os_look_at_fd_in(folder, fd);
     if (seen < 0) return shmp__os_passed_over(seen);
     int result = shmp__os_stat(seen, ret_file), opened = -1;
     /* those of huge pages are none of ours, and have inodes of their own */
@@ -290,7 +296,7 @@ static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
         if (result < 0) result = -ENOMEM;
     }
     if (result == 1) {
-        opened = shmp__os_open_seen(seen, 1);
+        opened = open_seen(list, seen);
         result = opened < 0 ? shmp__os_passed_over(opened) : shmp__os_size_is_sealed(opened) == 1;
     }
     if (result == 1) { /* its size now is its size for ever */
@@ -302,11 +308,11 @@ static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
     return result;
 }
 
-static int visit_fd(void *context, long fd) {
+static int visit_fd(void *context, int folder, long fd) {
     listing *list = context;
     shmp__os_file file;
-    int result = shmp__os_is_our_memfd(list->pid, fd);
-    if (result == 1) result = look_over(list, fd, &file);
+    int result = shmp__os_is_our_memfd(folder, fd);
+    if (result == 1) result = look_over(list, folder, fd, &file);
     if (result <= 0) return result;
     shmp_listed segment = {.struct_size = sizeof segment, .provider = "memfd", .size = file.size};
     if (!list->command[0]) shmp__os_command_of(list->pid, list->command);
@@ -327,8 +333,9 @@ static int visit_process(void *context, long pid) {
 }
 
 static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
-    listing list = {.provider = provider, .visit = visit, .context = context};
+    listing list = {.provider = provider, .visit = visit, .context = context, .own_folder = -1};
     int result = shmp__os_each_process(visit_process, &list);
+    if (list.own_folder >= 0) (void)shmp__os_close(list.own_folder);
     shmp__table_free(&list.seen);
     return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;
 }

@@ -48,21 +48,24 @@ static int fail_open(int error, const char *name, shmp_error *reterr) {
 
 /* ---- Creating ---- */
 
+/* Removes the name; of a file, if it still is its name. */
+static int remove_name(const char *name, const shmp__os_file *file, shmp_error *reterr) {
+    int result = file ? shmp__posix_is_name_of(name, file) : 1;
+    if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", name);
+    if (result == 0) return 0;
+    result = shmp__os_shm_unlink(name);
+    return result < 0 && result != -ENOENT ? shmp__fail_os(reterr, result, "shm_unlink", "\"%s\"", name) : 0;
+}
+
 /* Removes the name of the file `fd`. One of the caller's choice may have been removed, renamed or made anew by
  * somebody else: then it is not ours. */
 static int destroy_name(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
     if (!self->name[0]) return 0;
-    if (!shmp__posix_is_random_name(self->name)) {
-        shmp__os_file ours = {.device = self->device, .inode = self->inode, .links = 1};
-        int result = self->inode ? 0 : shmp__fd_stat(fd, &ours, reterr);
-        if (result < 0 || ours.links == 0) return result;
-        result = shmp__posix_is_name_of(self->name, &ours);
-        if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
-        if (result == 0) return 0;
-    }
-    int failed = shmp__os_shm_unlink(self->name);
-    return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
+    if (shmp__posix_is_random_name(self->name)) return remove_name(self->name, NULL, reterr);
+    shmp__os_file ours = {.device = self->device, .inode = self->inode, .links = 1};
+    int result = self->inode ? 0 : shmp__fd_stat(fd, &ours, reterr);
+    return result < 0 || ours.links == 0 ? result : remove_name(self->name, &ours, reterr);
 }
 
 /* 0; 1: a reaper has the lock, for a moment or as he is stopped. */
@@ -187,7 +190,7 @@ static int publish(shmp__mapping *mapping, const char *name, shmp_error *reterr)
     if (!name || strcmp(own, name) == 0) return 0;
     int result = shmp__os_shm_rename(own, name);
     if (result < 0) {
-        shmp__fail_os(reterr, result, "link", result == -EEXIST ? "\"%s\" is taken: take another name" : "\"%s\"",
+        shmp__fail_os(reterr, result, "renameat2", result == -EEXIST ? "\"%s\" is taken: take another name" : "\"%s\"",
                       name);
         return result == -EEXIST ? 1 : -SHMP_EOS;
     }
@@ -237,15 +240,17 @@ static int make(shmp__mapping *mapping, const char *name, shmp_error *reterr) {
 }
 
 /* 0: it is in use, or kept, and locked so that it stays; 1: it is, or will soon be, no more. */
-static int hold(int fd, unsigned mark, const char *name, const shmp__os_file *file) {
-    int is_unused = shmp__os_lock_alone(fd) == 0;
+static int hold(int fd, unsigned mark, const char *name, const shmp__os_file *file, shmp_error *reterr) {
+    int result, is_unused = shmp__os_lock_alone(fd) == 0;
     if (is_unused && shmp__posix_is_over(mark, file)) {
-        if (shmp__posix_is_name_of(name, file) == 1) (void)shmp__os_shm_unlink(name); /* a leftover */
-        return 1;
+        result = remove_name(name, file, reterr); /* a leftover */
+        return result < 0 ? result : 1;
     }
     if (is_unused && mark == SHMP__POSIX_LINGERS) (void)shmp__posix_set_found(fd, file, 0);
     /* whoever removes a leftover has it locked alone, and then it has no name */
-    return shmp__os_lock_shared(fd) == -EWOULDBLOCK || shmp__posix_is_name_of(name, file) == 0;
+    if (shmp__os_lock_shared(fd) == -EWOULDBLOCK) return 1;
+    result = shmp__posix_is_name_of(name, file);
+    return result < 0 ? shmp__fail_os(reterr, result, "lstat", "\"%s\"", name) : result == 0;
 }
 
 /* Takes what has the name, open as `fd`. 0; 1: it is gone, or will be: once more. */
@@ -255,7 +260,8 @@ static int take(shmp__mapping *mapping, const char *name, int fd, shmp_error *re
     if (result == 0 && file.is_regular) result = shmp__check_user(mapping, file.user, "fstat", name, reterr);
     if (result < 0) return result;
     unsigned mark = shmp__os_mark_of(fd);
-    if (mark && hold(fd, mark, name, &file)) return 1;
+    if (mark) result = hold(fd, mark, name, &file, reterr);
+    if (result != 0) return result;
     if (file.is_regular && file.size == 0) return 1; /* another program is about to give it a size */
     if (shmp__os_shm_is_listed && file.is_regular && file.size != mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" is there with %llu bytes, not %zu", name, file.size,

@@ -136,7 +136,9 @@ unsigned shmp__mode_of(const shmp__mapping *mapping) {
 
 int shmp__check_memory(size_t size, const char *call, shmp_error *reterr) {
     unsigned long long available;
-    if (shmp__os_free_memory(&available) < 0 || available >= size) return 0;
+    int result = shmp__os_free_memory(&available);
+    if (result == -ENOMEM) return shmp__fail_os(reterr, result, shmp__os_memory_call, "%zu bytes for %s", size, call);
+    if (result < 0 || available >= size) return 0; /* the kernel decides */
     return shmp__fail_os(reterr, ENOMEM, call, "%zu bytes, %llu are free", size, available);
 }
 

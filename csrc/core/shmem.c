@@ -78,6 +78,7 @@ static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_er
     if (result == 0 && mapping->flags & SHMP_INHERIT) {
         result = shmp_persist(shmem, reterr);
         if (result < 0) {
+            mapping->flags &= ~(unsigned)SHMP_KEEP;
             if (shmem->flags & SHMP_OWNER && ops_of(shmem)->destroy) (void)ops_of(shmem)->destroy(mapping, NULL);
             (void)undo(mapping, NULL);
         }

@@ -123,17 +123,45 @@ int shmp__os_look_at_fd_of(long pid, int fd) {
     return found > 0 ? fd : found < 0 ? found : -ENOENT;
 }
 
+int shmp__os_look_at_fd_in(int folder, long fd) {
+    char name[24];
+    int result;
+    snprintf(name, sizeof name, "%ld", fd);
+    RETRIED(result, SYS(openat, (folder, name, O_PATH | O_CLOEXEC)));
+    return shmp__os_above_stdio(result);
+}
+
+/* /proc/self is empty when the main thread has ended; /proc/thread-self is as old as memfd. */
+static const char *const own_folders[] = {"/proc/thread-self/fd/", "/proc/self/fd/"};
+
+/* No waiting for who holds a lease, no terminal taken. */
+enum { SEEN_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
+
 int shmp__os_open_seen(int seen, int read_only) {
-    /* /proc/self is empty when the main thread has ended; /proc/thread-self is as old as memfd */
-    static const char *const folders[] = {"/proc/thread-self/fd/", "/proc/self/fd/"};
     int result = -1;
     for (int i = 0; i < 2; i++) {
         char path[48];
-        snprintf(path, sizeof path, "%s%d", folders[i], seen);
-        /* no waiting for who holds a lease, no terminal taken */
-        RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
+        snprintf(path, sizeof path, "%s%d", own_folders[i], seen);
+        RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | SEEN_FLAGS)));
         if (result >= 0 || errno != ENOENT) break;
     }
+    return shmp__os_above_stdio(result);
+}
+
+int shmp__os_open_own_folder(void) {
+    int result = -1;
+    for (int i = 0; i < 2; i++) {
+        RETRIED(result, SYS(open, (own_folders[i], O_PATH | O_DIRECTORY | O_CLOEXEC)));
+        if (result >= 0 || errno != ENOENT) break;
+    }
+    return shmp__os_above_stdio(result);
+}
+
+int shmp__os_open_seen_in(int own_folder, int seen) {
+    char name[24];
+    int result;
+    snprintf(name, sizeof name, "%d", seen);
+    RETRIED(result, SYS(openat, (own_folder, name, O_RDONLY | SEEN_FLAGS)));
     return shmp__os_above_stdio(result);
 }
 
@@ -189,13 +217,14 @@ int shmp__os_shm_look_at(const char *name) {
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE 1u
 #endif
+#define renameat2(...) (int)syscall(SYS_renameat2, __VA_ARGS__) /* glibc has it from 2.28 */
 
 /* Some file systems cannot rename without replacing what has the new name: there it has two for a moment, and who is
  * killed then leaves the old one over. */
 int shmp__os_shm_rename(const char *name, const char *new_name) {
     char path[SHM_PATH_ROOM], new_path[SHM_PATH_ROOM];
     if (!path_of(name, path) || !path_of(new_name, new_path)) return -ENAMETOOLONG;
-    if (SYS(syscall, (SYS_renameat2, AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
+    if (SYS(renameat2, (AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
     if (errno != EINVAL && errno != ENOSYS) return -errno;
     if (SYS(link, (path, new_path)) < 0) return -errno;
     int result = result_of(SYS(unlink, (path)));

@@ -33,11 +33,13 @@ int shmp__os_passed_over(int error) {
 
 enum { DONE = INT_MAX }; /* no visitor gives that: the visit ends, and all is well */
 
-static int each_entry(const char *path, int (*visit)(void *context, const char *name), void *context) {
+/* ret_folder: gets the open folder, for as long as the visit takes; may be NULL. */
+static int each_entry(const char *path, int *ret_folder, int (*visit)(void *context, const char *name), void *context) {
     DIR *directory;
     do directory = SYS_OR(NULL, opendir, (path));
     while (!directory && errno == EINTR);
     if (!directory) return -errno;
+    if (ret_folder) *ret_folder = dirfd(directory);
     int result = 0;
     while (result == 0) {
         errno = 0; /* NULL is the end, too */
@@ -54,7 +56,7 @@ static int each_entry(const char *path, int (*visit)(void *context, const char *
 
 #if SHMP_HAVE_POSIX
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
-    return each_entry(shmp__os_shm_place, visit, context);
+    return each_entry(shmp__os_shm_place, NULL, visit, context);
 }
 #endif
 
@@ -72,7 +74,7 @@ static int visit_number(void *context, const char *name) {
 
 int shmp__os_each_process(int (*visit)(void *context, long pid), void *context) {
     number_visit inner = {visit, context};
-    return each_entry("/proc", visit_number, &inner);
+    return each_entry("/proc", NULL, visit_number, &inner);
 }
 
 typedef struct thread_visit {
@@ -93,19 +95,19 @@ int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folde
     thread_visit outer = {pid, visit, context};
     number_visit inner = {visit_thread, &outer};
     snprintf(path, sizeof path, "/proc/%ld/task", pid);
-    return each_entry(path, visit_number, &inner);
+    return each_entry(path, NULL, visit_number, &inner);
 }
 
 typedef struct fd_visit {
-    int (*visit)(void *context, long fd);
+    int (*visit)(void *context, int folder, long fd);
     void *context;
-    int count;
+    int folder, count;
 } fd_visit;
 
 static int visit_one_fd(void *context, long fd) {
     fd_visit *outer = context;
     outer->count++;
-    return outer->visit(outer->context, fd);
+    return outer->visit(outer->context, outer->folder, fd);
 }
 
 /* Those of the first thread that has any: threads share them. */
@@ -114,11 +116,11 @@ static int visit_fds_in(void *context, const char *folder) {
     number_visit inner = {visit_one_fd, outer};
     char path[80];
     snprintf(path, sizeof path, "%sfd", folder);
-    int result = shmp__os_passed_over(each_entry(path, visit_number, &inner));
+    int result = shmp__os_passed_over(each_entry(path, &outer->folder, visit_number, &inner));
     return result == 0 && outer->count ? DONE : result;
 }
 
-int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd), void *context) {
     fd_visit outer = {.visit = visit, .context = context};
     char folder[32];
     snprintf(folder, sizeof folder, "/proc/%ld/", pid);
@@ -127,11 +129,11 @@ int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *conte
     return result == DONE ? 0 : result;
 }
 
-int shmp__os_is_our_memfd(long pid, long fd) {
+int shmp__os_is_our_memfd(int folder, long fd) {
     static const char ours[] = "/memfd:shmem_providers (deleted)";
-    char path[48], target[sizeof ours];
-    snprintf(path, sizeof path, "/proc/%ld/fd/%ld", pid, fd);
-    ssize_t length = SYS(readlink, (path, target, sizeof target));
+    char name[24], target[sizeof ours];
+    snprintf(name, sizeof name, "%ld", fd);
+    ssize_t length = SYS(readlinkat, (folder, name, target, sizeof target));
     if (length < 0) return shmp__os_passed_over(-errno);
     return length == sizeof ours - 1 && memcmp(target, ours, sizeof ours - 1) == 0;
 }

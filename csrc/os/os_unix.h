@@ -151,7 +151,12 @@ int shmp__os_open_seen(int seen, int read_only);
 /* 0 for the error of a look at what has just gone, or is another user's; else the error. */
 int shmp__os_passed_over(int error);
 int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
-int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context);
-int shmp__os_is_our_memfd(long pid, long fd);
+/* folder: where its descriptors are, open for as long as the visit takes: what follows is cheaper so than by path. */
+int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd), void *context);
+int shmp__os_is_our_memfd(int folder, long fd);
+/* As shmp__os_look_at_fd_of and shmp__os_open_seen, to read. */
+int shmp__os_look_at_fd_in(int folder, long fd);
+int shmp__os_open_seen_in(int own_folder, int seen);
+int shmp__os_open_own_folder(void); /* where this thread's descriptors are */
 
 #endif

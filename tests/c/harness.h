@@ -40,7 +40,8 @@ typedef struct capabilities {
     int reserves;        /* SHMP_RESERVE */
     int has_modes;       /* SHMP_MODE() */
     int is_read_by_afl;  /* AFL++ understands its ids */
-    int is_listed;       /* shmp_list can tell its segments from other programs' */
+    int is_listed;       /* by shmp_list */
+    int is_told_apart;   /* ... from other programs' segments */
     const char *gone_id; /* well-formed, and no living segment's; NULL: there is no such id */
 } capabilities;
 
@@ -48,11 +49,18 @@ typedef struct capabilities {
 #define GARBAGE CODE(SHMP_EID)
 #define GONE CODE(SHMP_ENOTFOUND)
 
+#if defined(__linux__)
+enum { LISTS_SYSV = 1 };
+#else
+enum { LISTS_SYSV = 0 };
+#endif
+
 static const capabilities known_providers[] = {
-    {"memfd", .shares = 1, .is_file = 1, .reserves = 1, .is_listed = 1, .gone_id = "zik0zj.3.abcd"},
+    {"memfd", .shares = 1, .is_file = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "zik0zj.3.abcd"},
     {"posix", .shares = 1, .is_file = 1, .has_names = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1,
-     .is_listed = 1, .gone_id = "/no_such_segment"},
-    {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .gone_id = "2147483647"},
+     .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
+    {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
+     .gone_id = "2147483647"},
     {"nop", .shares = 0},
 };
 enum { KNOWN_PROVIDERS = sizeof known_providers / sizeof *known_providers };

@@ -15,7 +15,7 @@ kind=${2:-plain}
 runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races'
 # Older glibc has shm_open in a library of its own.
 case $(uname -s) in
-Linux) libraries='-pthread -lrt' ;;
+Linux) libraries='-pthread -lrt' programs="$programs test_machines" ;;
 *) libraries=-pthread ;;
 esac
 if [ "$compiler" = windows ]; then
@@ -25,10 +25,10 @@ fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
-tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles' ;;
+tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names' ;;
 emulated) programs='test_conformance test_handles' ;; # test_faults takes minutes, and test_races wants the kernel's own calls
 valgrind) # leaks are asan's, which children do not disturb
-    runner='valgrind -q --error-exitcode=9 --leak-check=no' programs='test_conformance test_handles'
+    runner='valgrind -q --error-exitcode=9 --leak-check=no' programs='test_conformance test_handles test_names'
     export SHMP_VALGRIND=1
     ;;
 *)
@@ -53,17 +53,31 @@ fi
 # TSan does not know shmat and shmdt: what the test plays with there looks like a race when an address comes again.
 echo race:play_round >"$build/suppressions"
 
+# $1: the test program; further arguments: for the compiler.
+compile() {
+    source=$root/tests/c/$1.c
+    shift
+    $compiler -std=c11 -O2 -g $common -Wstrict-prototypes "$@" ${CFLAGS-} \
+        -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
+        "$source" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c $libraries
+}
+
 for program in $programs; do
     case $program in
-    test_faults | test_win32) faults=-DSHMP_FAULTS ;;
-    test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
+    test_win32) faults=-DSHMP_FAULTS ;;
+    test_faults | test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
     test_names) faults=-Wl,--wrap=time ;; # its clock is its own
+    test_machines) faults=-Wl,-z,now ;;
     *) faults= ;;
     esac
-    $compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize $faults ${CFLAGS-} \
-        -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
-        "$root/tests/c/$program.c" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
-        -o "$build/$program.exe" $libraries
+    compile $program $sanitize $faults -o "$build/$program.exe"
+
+    # A process of fewer bits than the other side has. Not all machines can compile or run it.
+    if [ $program = test_machines ] && $compiler -m32 -x c "$build/header.c" -o "$build/header.exe" 2>/dev/null &&
+        "$build/header.exe"; then
+        compile $program -m32 -o "$build/test_machines_32.exe"
+        export SHMP_32_BITS="$build/test_machines_32.exe"
+    fi
 
     # Sizes that no machine has are asked for on purpose: malloc shall say so, not abort.
     ASAN_OPTIONS=allocator_may_return_null=1${ASAN_OPTIONS+:$ASAN_OPTIONS} \

@@ -1536,6 +1536,7 @@ static void check_listed(const test_context *context, const shmp_shmem *owner) {
     REQUIRE(seen.count);
     CHECK_TEXT(seen.last.provider, context->can->name);
     CHECK_EQUAL(seen.last.is_alive, 1);
+    CHECK_EQUAL(seen.last.is_ours, context->can->is_told_apart);
     shmp_description description = description_of(seen.last.id, SMALL);
     shmp_shmem *other = attached(context, &description, SHMP_READ_ONLY);
     if (other) CHECK_EQUAL(bytes_of(other)[0], FROM_PARENT);

@@ -32,6 +32,12 @@
 
 enum { SIZE = 3 * 4096, LEFTOVER_SIZE = 5 * 4096, PEER_SIZE = 7 * 4096, FROM_PEER = 0xa5, PATIENCE = 60 /* seconds */ };
 
+/* The library's clock (run.sh links with --wrap=time). */
+static long seconds_ahead;
+time_t __real_time(time_t *ret_time);
+time_t __wrap_time(time_t *ret_time);
+time_t __wrap_time(time_t *ret_time) { return __real_time(ret_time) + seconds_ahead; }
+
 static const char variable[] = "SHMP_FAULTS", variable_size[] = "SHMP_FAULTS_SIZE";
 static char own_name[20];
 
@@ -63,6 +69,7 @@ static const struct {
     {"getline", {EINTR, EIO, ENOMEM, ESRCH}},
     {"getrandom", {EAGAIN, EINTR, EINVAL, ENOSYS}},
     {"getrlimit", {EINVAL, EPERM}},
+    {"link", {EACCES, EDQUOT, EEXIST, EIO, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, EPERM, EROFS}},
     {"lstat", {EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EOVERFLOW}},
     {"madvise", {EACCES, EAGAIN, EBADF, EBUSY, EHWPOISON, EINTR, EINVAL, EIO, ENOMEM, EPERM}},
     {"memfd_create", {EACCES, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSYS, EPERM}},
@@ -71,9 +78,17 @@ static const struct {
     {"open",
      {EACCES, EINTR, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM, ENOTDIR, ENXIO, EOVERFLOW,
       EPERM, EROFS, ETXTBSY, EWOULDBLOCK}},
+    {"openat",
+     {EACCES, EINTR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENODEV, ENOENT, ENOMEM, ENXIO, EOVERFLOW, EPERM,
+      EWOULDBLOCK}},
     {"opendir", {EACCES, EINTR, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR}},
     {"readdir", {EBADF, ENOENT}},
     {"readlink", {EACCES, EINVAL, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR}},
+    {"readlinkat", {EACCES, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM}},
+    {"realloc", {ENOMEM}},
+    {"renameat2",
+     {EACCES, EBUSY, EDQUOT, EEXIST, EINVAL, EIO, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, ENOSYS, EPERM,
+      EROFS}},
     {"setenv", {EINVAL, ENOMEM}},
     {"shm_open",
      {EACCES, EEXIST, EINTR, EINVAL, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENXIO, EPERM,
@@ -84,6 +99,7 @@ static const struct {
     {"shmdt", {EINVAL}},
     {"shmget", {EACCES, EEXIST, EINVAL, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS, EPERM}},
     {"stat", {EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EOVERFLOW}},
+    {"unlink", {EACCES, EBUSY, EIO, ENOENT, ENOMEM, EPERM, EROFS}},
 };
 
 static int is_page_used[LENGTH(pages)];
@@ -111,7 +127,8 @@ enum { TRACE_ROOM = 8192, INTERRUPTIONS = 3 };
 
 static struct {
     fault_mode mode;
-    const char *call; /* its (occurrence + 1)th call fails with `error` */
+    const char *call;    /* its (occurrence + 1)th call fails with `error` */
+    const char *missing; /* a call that this kernel does not have */
     int occurrence, error;
     int seen, interrupted, count; /* count: of failures */
     char hits[320];               /* the calls that failed, as words */
@@ -136,6 +153,10 @@ static int is_due(const char *call) {
 }
 
 static int fails(const char *call) {
+    if (fault.mode != OFF && fault.missing && strcmp(call, fault.missing) == 0) {
+        errno = ENOSYS;
+        return 1;
+    }
     if (!is_due(call)) return 0;
     fault.count++;
     if (!lists(fault.hits, call)) {
@@ -292,7 +313,9 @@ enum {
     INDEXED = 128,
     NUMBERS = 256,
     MODES = 512,
-    OF_STD = 1024 /* "std" attaches to its ids by a provider that it opens then */
+    OF_STD = 1024, /* "std" attaches to its ids by a provider that it opens then */
+    NAMES_STAY = 2048,
+    LINGERS = 4096
 };
 
 typedef struct provider_kind {
@@ -302,16 +325,18 @@ typedef struct provider_kind {
     unsigned index; /* INDEXED: shmp_available's */
 } provider_kind;
 
-enum { SEEN_OWNER = 1, SEEN_LEFTOVER = 2 };
+enum { SEEN_OWNER = 1, SEEN_LEFTOVER = 2, SEEN_NASCENT = 4 };
 
 #define ALL_FILES (SHARES | FILES | RESERVES | LISTS | NUMBERS)
 
 static const provider_kind kinds[] = {
     {"memfd", "memfd", 0, ALL_FILES | PROC_IDS | INDEXED, SEEN_OWNER, 0},
     {"memfd/fd_ids", "memfd", SHMP_FD_IDS, ALL_FILES, SEEN_OWNER, 0},
-    {"posix", "posix", 0, ALL_FILES | NAMES | LEFTOVERS | INDEXED | MODES | OF_STD, SEEN_OWNER | SEEN_LEFTOVER, 1},
-    {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS | MODES, SEEN_LEFTOVER, 0},
-    {"sysv", "sysv", 0, SHARES | RESERVES | INDEXED | MODES | OF_STD, 0, 2},
+    {"posix", "posix", 0, ALL_FILES | NAMES | NAMES_STAY | LEFTOVERS | INDEXED | MODES | OF_STD | LINGERS,
+     SEEN_OWNER | SEEN_LEFTOVER | SEEN_NASCENT, 1},
+    {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS | MODES, SEEN_LEFTOVER | SEEN_NASCENT, 0},
+    {"sysv", "sysv", 0, SHARES | RESERVES | LISTS | LEFTOVERS | INDEXED | MODES | OF_STD | LINGERS,
+     SEEN_OWNER | SEEN_LEFTOVER, 2},
     {"nop", "nop", 0, LISTS | INDEXED, 0, 3},
     {"std", "std", 0, (ALL_FILES & ~NUMBERS) | PROC_IDS, SEEN_OWNER, 0},
 };
@@ -328,6 +353,7 @@ typedef struct scene_state {
     shmp_provider *provider, *std;
     shmp_shmem *owner, *attached;
     shmp_description description, of_peer;
+    int left_id; /* of a System V segment that is left over; -1: none */
     int has_leftover;
     int seen;
     outputs out, untouched;
@@ -343,7 +369,10 @@ enum {
     PEER = 32,
     NUMBER = 64,
     ENDS = 128,
-    STD = 256
+    STD = 256,
+    LINGERING = 512,
+    CHOSEN_LEFTOVER = 1024,
+    NO_RENAME = 2048
 };
 
 typedef struct operation_case {
@@ -376,6 +405,15 @@ static int run_create(scene_state *scene, unsigned flags, shmp_error *reterr) {
 
 static int run_create_named(scene_state *scene, unsigned flags, shmp_error *reterr) {
     return shmp_create_named(scene->provider, own_name, SIZE, flags, &scene->out.shmem, reterr);
+}
+
+static int run_attach_name(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_attach_name(scene->provider, own_name, SIZE, flags, &scene->out.shmem, reterr);
+}
+
+static int run_unlink(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    (void)flags;
+    return shmp_unlink(scene->provider, own_name, reterr);
 }
 
 static int run_attach(scene_state *scene, unsigned flags, shmp_error *reterr) {
@@ -426,7 +464,10 @@ static int run_limits(scene_state *scene, unsigned flags, shmp_error *reterr) {
 
 static int see_segment(void *context, const shmp_listed *segment) {
     scene_state *scene = context;
-    scene->seen |= segment->size == SIZE ? SEEN_OWNER : segment->size == LEFTOVER_SIZE ? SEEN_LEFTOVER : 0;
+    scene->seen |= segment->size == SIZE            ? SEEN_OWNER
+                   : segment->size == LEFTOVER_SIZE ? SEEN_LEFTOVER
+                   : segment->size == 0             ? SEEN_NASCENT
+                                                    : 0;
     return 0;
 }
 
@@ -503,6 +544,15 @@ static const operation_case operations[] = {
     {"create_unmapped", run_create, SHMP_UNMAPPED, FILES, 0, CREATING},
     {"create_mode", run_create, SHMP_MODE(0666), MODES, 0, CREATING},
     {"create_named", run_create_named, SHMP_RESERVE | SHMP_INHERIT, NAMES, 0, CREATING},
+    {"create_linger", run_create, SHMP_LINGER | SHMP_RESERVE, LINGERS, 0, CREATING},
+    {"create_exist_ok", run_create_named, SHMP_EXIST_OK | SHMP_INHERIT, NAMES, 0, CREATING | CODE(SHMP_EID)},
+    {"create_by_link", run_create_named, SHMP_EXIST_OK, NAMES, NO_RENAME, CREATING | CODE(SHMP_EID)},
+    {"create_kept", run_create_named, SHMP_KEEP | SHMP_INHERIT, NAMES, 0, CREATING},
+    {"create_anew", run_create_named, SHMP_EXIST_OK, NAMES_STAY, CHOSEN_LEFTOVER, ATTACHING},
+    {"take", run_create_named, SHMP_EXIST_OK | SHMP_INHERIT, NAMES_STAY, OWNER | NAMED, ATTACHING},
+    {"attach_name", run_attach_name, SHMP_INHERIT, NAMES_STAY, OWNER | NAMED, ATTACHING},
+    {"attach_lingering", run_attach, 0, LINGERS, OWNER | LINGERING, ATTACHING},
+    {"unlink", run_unlink, 0, NAMES_STAY, CHOSEN_LEFTOVER, OS | CODE(SHMP_ENOTFOUND) | CODE(SHMP_EID)},
     {"attach", run_attach, 0, 0, OWNER, ATTACHING},
     {"attach_read_only", run_attach, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
     {"attach_whole", run_attach, SHMP_WHOLE, SHARES, OWNER, ATTACHING},
@@ -528,6 +578,7 @@ static const operation_case operations[] = {
     {"users", run_users, 0, 0, OWNER, OS},
     {"close", run_close, 0, 0, OWNER | ENDS, OS},
     {"close_named", run_close, 0, NAMES, OWNER | NAMED | ENDS, OS},
+    {"close_lingering", run_close, 0, LINGERS, OWNER | LINGERING | ENDS, OS},
     {"close_attached", run_close_attached, 0, 0, OWNER | ATTACHED | ENDS, OS},
     {"close_shared", run_close_shared, 0, 0, OWNER | ENDS, OS | CODE(SHMP_ENOMEM)},
     {"retire", run_retire, 0, 0, OWNER | ENDS, OS},
@@ -537,15 +588,18 @@ static const operation_case operations[] = {
 /* ---- What an injected error may become ------------------------------------------------------- */
 
 #define OPEN "open open_keeping"
-#define CREATE_RANDOM "create create_reserve create_inherit create_unmapped create_mode"
-#define CREATE CREATE_RANDOM " create_named"
+#define CREATE_RESERVE "create_reserve create_named create_linger"
+#define CREATE_NEW "create create_inherit create_unmapped create_mode create_kept " CREATE_RESERVE
+#define CREATE_IF_NEW "create_exist_ok create_by_link create_anew"
+#define CREATE CREATE_NEW " " CREATE_IF_NEW
+#define CREATE_NAMED "create_named create_kept " CREATE_IF_NEW
 #define CLONE "clone_read_only clone_inherit"
 #define ATTACH_FD "attach_fd attach_fd_whole attach_fd_unknown"
-#define ATTACH "attach attach_read_only attach_whole attach_inherit attach_by_std from_env"
+#define ATTACH "attach attach_name attach_lingering attach_read_only attach_whole attach_inherit attach_by_std from_env"
 #define ATTACH_OTHER "attach_other attach_other_whole"
-#define CLOSE "close close_named close_shared retire retire_named"
+#define CLOSE "close close_lingering close_named close_shared retire retire_named"
 #define OPEN_FILE                                                                                                      \
-    OPEN " available limits list reap reap_dry attach_number " CREATE " " CLONE " " ATTACH " " ATTACH_OTHER            \
+    OPEN " available limits list reap reap_dry attach_number take " CREATE " " CLONE " " ATTACH " " ATTACH_OTHER       \
          " " ATTACH_FD
 #define MEMFD "memfd std"
 #define POSIX "posix posix/fd_ids"
@@ -585,18 +639,29 @@ static const struct rule {
     {POSIX, "open", "opendir readdir shm_open flock fstat shm_unlink", SURVIVED, NULL, {0}},
 
     /* another random name is tried */
-    {POSIX, CREATE_RANDOM " available limits", "shm_open", SURVIVED, NULL, {EEXIST}},
-    {POSIX, CREATE_RANDOM " available limits", "flock", SURVIVED, NULL, {EWOULDBLOCK}},
+    {POSIX, CREATE_NEW " available limits", "shm_open", SURVIVED, NULL, {EEXIST}},
+    {POSIX, CREATE_IF_NEW " take", "shm_open", SUCCESS, NULL, {EEXIST, ENOENT}},
+    {"posix", "create_anew", "flock", SUCCESS, NULL, {EWOULDBLOCK}},
+    {POSIX, CREATE_NEW " create_exist_ok create_by_link available limits", "flock", SURVIVED, NULL, {EWOULDBLOCK}},
+    {"sysv", CREATE " available", "shmget", SURVIVED, NULL, {EEXIST}},
+    /* what was there is looked for once more */
+    {POSIX, CREATE_IF_NEW, "renameat2 link", SURVIVED, NULL, {EEXIST}},
+    /* not all file systems can rename without replacing; the call that fails is then another */
+    {POSIX, CREATE_NAMED, "renameat2", SURVIVED, NULL, {EINVAL, ENOSYS}},
+    {POSIX, CREATE_NAMED, "link unlink", SHMP_EOS, "renameat2", {0}},
     /* some file systems cannot say how much is free */
     {POSIX, CREATE " available", "fstatvfs", SURVIVED, NULL, {0}},
-    /* without /proc/meminfo the kernel decides */
-    {NULL, "create_reserve create_named", "fopen getline", SURVIVED, NULL, {0}},
+    /* without /proc/meminfo the kernel decides, unless there is no memory to read it */
+    {NULL, CREATE_RESERVE, "fopen getline", SURVIVED, NULL, {EACCES, EIO, EMFILE, ENFILE, ENOENT, EPERM, ESRCH}},
+    {NULL, CREATE_RESERVE, "calloc fopen getline", SHMP_EOS, "/proc/meminfo", {ENOMEM}},
     /* macOS and the BSDs cannot reserve, and tell the room of what is no file system as EINVAL */
-    {POSIX, "create_reserve create_named", "fallocate", SHMP_EUNSUPPORTED, NULL, {EOPNOTSUPP}},
+    {POSIX, CREATE_RESERVE, "fallocate", SHMP_EUNSUPPORTED, NULL, {EOPNOTSUPP}},
     {POSIX, "limits", "fstatvfs", SURVIVED, NULL, {ENOSYS}},
-    {"sysv", "create_reserve", "madvise", SHMP_EUNSUPPORTED, NULL, {EINVAL}},
+    {"sysv", CREATE_RESERVE, "madvise", SHMP_EUNSUPPORTED, NULL, {EINVAL}},
     /* IPC_RMID is tried twice */
-    {"sysv", CREATE " available", "shmctl", SURVIVED, NULL, {0}},
+    {"sysv", CREATE " available close_lingering", "shmctl", SURVIVED, NULL, {0}},
+    /* whoever attaches next marks it, or the owner's close */
+    {"sysv", "attach_lingering", "shmctl", SUCCESS, NULL, {0}},
 
     /* a guard against others, which the segment can do without */
     {NULL, "available create_inherit describe persist to_env", "fchmod", SUCCESS, NULL, {0}},
@@ -618,15 +683,32 @@ static const struct rule {
     {POSIX, ATTACH " attach_number " ATTACH_FD, "fcntl", SUCCESS, NULL, {0}},
     {NULL, ATTACH " attach_number " ATTACH_FD, "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
     {NULL, ATTACH " attach_number " ATTACH_FD, "fcntl", SHMP_EID, NULL, {0}},
+    /* the owner's lock is what counts; without one it cannot be told that a name is left over */
+    {"posix", ATTACH " take", "flock", SURVIVED, NULL, {0}},
+    {"posix", "create_anew", "flock", SHMP_ESIZE, "fstat", {0}},
+    {"posix", "create_anew take", "flock", SHMP_EOS, "shm_open", {EWOULDBLOCK}},
+    /* ... and is looked at once more when it changes meanwhile */
+    {"posix", "create_anew", "lstat shm_unlink", SURVIVED, NULL, {ENOENT}},
+    {"posix", "take", "lstat", SURVIVED, NULL, {ENOENT}},
     /* the descriptor serves without its name */
     {"posix", ATTACH_FD, "fstat lstat", SUCCESS, NULL, {0}},
     {"posix", ATTACH, "shm_open", SHMP_ENOTFOUND, NULL, {ENOENT}},
-    {"posix", ATTACH, "shm_open", SHMP_EID, NULL, {EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENXIO}},
+    {POSIX,
+     ATTACH " take " CREATE_IF_NEW,
+     "shm_open",
+     SHMP_EID,
+     NULL,
+     {EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENXIO}},
     {"sysv", ATTACH, "shmat", SHMP_ENOTFOUND, NULL, {EINVAL, EIDRM}},
 
     /* processes and names come and go, some are other users', and some are no shared memory */
-    {NULL, "list users", "fopen getline open opendir readdir readlink", SUCCESS, NULL, {EACCES, ENOENT, EPERM, ESRCH}},
-    {NULL, "list", "open readlink", SURVIVED, NULL, {ENAMETOOLONG, ENODEV, ENXIO, EWOULDBLOCK}},
+    {NULL,
+     "list users",
+     "fopen getline open openat opendir readdir readlinkat",
+     SUCCESS,
+     NULL,
+     {EACCES, ENOENT, EPERM, ESRCH}},
+    {NULL, "list", "open openat readlinkat", SURVIVED, NULL, {ENAMETOOLONG, ENODEV, ENXIO, EWOULDBLOCK}},
     {NULL, "list", "fcntl", SURVIVED, NULL, {0}},
     {POSIX,
      "list reap reap_dry",
@@ -636,15 +718,23 @@ static const struct rule {
      {EACCES, EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOSPC, ENXIO, EPERM, EROFS}},
     {POSIX, "reap", "shm_unlink", SURVIVED, NULL, {EACCES, ENOENT, EPERM}},
     {POSIX, "reap reap_dry", "flock", SURVIVED, NULL, {EWOULDBLOCK}},
-    /* whether it lives, and who owns it, is then unknown */
-    {POSIX, "list", "flock fopen getline", SURVIVED, NULL, {0}},
+    /* whether it lives, and who holds it, is then unknown */
+    {POSIX, "list", "flock", SURVIVED, NULL, {0}},
+    {NULL, "list reap reap_dry", "fopen getline", SURVIVED, NULL, {0}},
+    /* it is then judged by its age alone */
+    {POSIX, "list reap reap_dry", "fcntl", SURVIVED, NULL, {0}},
+    /* a place without a segment, or one that somebody else was about to remove */
+    {"sysv", "list reap reap_dry", "shmctl", SUCCESS, NULL, {0}},
     /* it takes several calls */
-    {NULL, "limits", "fopen getline", SHMP_EOS, "/proc/meminfo", {0}},
+    {NULL, "limits", "calloc fopen getline", SHMP_EOS, "/proc/meminfo", {0}},
     /* a memory cgroup is not there, or not to be seen from a container */
     {NULL, "limits", "fopen getline", SUCCESS, NULL, {EACCES, ENODEV, ENOENT, ENXIO, EPERM, ESRCH}},
     {NULL, "users", "fopen getline opendir readdir", SHMP_EOS, "/proc", {0}},
-    {"memfd memfd/fd_ids std", "list", "opendir readdir readlink open fstat calloc", SHMP_EOS, "/proc", {0}},
+    {"memfd memfd/fd_ids std", "list", "opendir readdir readlinkat open openat fstat calloc", SHMP_EOS, "/proc", {0}},
     {POSIX, "list reap reap_dry", "opendir readdir", SHMP_EOS, "/dev/shm", {0}},
+    {"posix", "unlink", "lstat shm_unlink", SHMP_ENOTFOUND, "shm_unlink", {ENOENT}},
+    {"posix", "unlink", "lstat", SHMP_EID, "shmp_unlink", {ENAMETOOLONG}},
+    {"posix", "unlink", "lstat", SHMP_EOS, "shm_unlink", {0}},
 
     /* the name is gone */
     {"posix", "close_named retire_named", "lstat", SURVIVED, NULL, {ENOENT}},
@@ -661,7 +751,7 @@ static const struct {
     {ONE, POSIX, CLOSE " available limits", "shm_unlink"},
     {ONE, "posix", "close_named retire_named", "fstat lstat"},
     {LASTING, NULL, NULL, "shm_unlink shmctl"},
-    {LASTING, POSIX, "close_named retire_named create_named", "fstat lstat"},
+    {LASTING, POSIX, "close_named retire_named " CREATE_NAMED, "fstat lstat"},
 };
 static int is_staying_used[LENGTH(staying)];
 
@@ -712,20 +802,77 @@ static int succeeds(int result, const shmp_error *error, const char *what) {
 
 /* What a killed owner leaves, without the killing: a second name outlives the owner's close, which
  * drops the lock. */
-static void leave_behind(void) {
+static void leave_name_behind(const char *name) {
     shmp_provider *provider;
     shmp_shmem *shmem;
     shmp_description description;
     shmp_provider_options options = {.struct_size = sizeof options, .flags = SHMP_KEEP_LEFTOVERS};
     char path[40], left[40];
     REQUIRE(shmp_provider_open("posix", &options, &provider, NULL) == 0);
-    REQUIRE(shmp_create(provider, LEFTOVER_SIZE, 0, &shmem, NULL) == 0);
+    REQUIRE((name ? shmp_create_named(provider, name, LEFTOVER_SIZE, 0, &shmem, NULL)
+                  : shmp_create(provider, LEFTOVER_SIZE, 0, &shmem, NULL)) == 0);
     REQUIRE(shmp_describe(shmem, &description, NULL) == 0);
     snprintf(path, sizeof path, "/dev/shm%s", description.id);
     snprintf(left, sizeof left, "%.*sleft", (int)strlen(path) - 4, path);
     CHECK(link(path, left) == 0);
     CHECK(shmp_close(shmem, NULL) == 0);
+    if (name) CHECK(rename(left, path) == 0);
     shmp_provider_close(provider);
+}
+
+/* And what one leaves who is killed before it has a size. */
+static void leave_nascent_behind(void) {
+    static unsigned long long count;
+    char name[] = "/shmp_nascentaaaaaa";
+    unsigned long long rest = ++count;
+    for (char *at = name + sizeof name - 2; rest; rest /= 26) *at-- = (char)('a' + rest % 26);
+    int fd = shm_open(name, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
+    CHECK(fd >= 0);
+    close(fd);
+}
+
+/* The id of a segment whose creator has ended before anybody else attached. */
+static int leave_segment_behind(void) {
+    int answer[2];
+    shmp_description description = {.size = 0};
+    if (pipe2(answer, O_CLOEXEC) < 0) give_up("pipe2 failed");
+    pid_t pid = fork();
+    if (pid == 0) {
+        shmp_provider *provider;
+        shmp_shmem *shmem;
+        if (shmp_provider_open("sysv", NULL, &provider, NULL) == 0 &&
+            shmp_create(provider, LEFTOVER_SIZE, SHMP_LINGER, &shmem, NULL) == 0 &&
+            shmp_describe(shmem, &description, NULL) == 0)
+            (void)!write(answer[1], &description, sizeof description);
+        _exit(0);
+    }
+    close(answer[1]);
+    CHECK(read(answer[0], &description, sizeof description) == sizeof description);
+    close(answer[0]);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    return atoi(description.id);
+}
+
+static int is_left(int id) {
+    struct shmid_ds segment;
+    return shmctl(id, IPC_STAT, &segment) == 0;
+}
+
+static void leave_behind(scene_state *scene) {
+    if (strcmp(scene->kind->name, "sysv") != 0) {
+        leave_name_behind(NULL);
+        leave_nascent_behind();
+    } else if (!is_left(scene->left_id)) {
+        scene->left_id = leave_segment_behind();
+    }
+    scene->has_leftover = 1;
+}
+
+static int has_chosen_name(void) {
+    struct stat file;
+    char path[40];
+    snprintf(path, sizeof path, "/dev/shm%s", own_name);
+    return lstat(path, &file) == 0;
 }
 
 /* Makes what the operation needs and is not there; *ret_expected is what shall be held after it. */
@@ -733,10 +880,13 @@ static int set_stage(scene_state *scene, const operation_case *operation, holdin
     shmp_error error = {.call = "", .message = ""};
     unsigned stage = operation->stage;
     int ok = 1;
+    fault.missing = stage & NO_RENAME ? "renameat2" : NULL;
+    seconds_ahead = 0; /* what is made now is old when the operation looks at it */
     if (stage & ENDS) look(ret_expected);
     if (stage & OWNER && !scene->owner) {
         ok = succeeds(stage & NAMED ? shmp_create_named(scene->provider, own_name, SIZE, 0, &scene->owner, &error)
-                                    : shmp_create(scene->provider, SIZE, 0, &scene->owner, &error),
+                                    : shmp_create(scene->provider, SIZE, stage & LINGERING ? SHMP_LINGER : 0,
+                                                  &scene->owner, &error),
                       &error, "create");
         ok = ok && succeeds(shmp_describe(scene->owner, &scene->description, &error), &error, "describe");
     }
@@ -749,10 +899,9 @@ static int set_stage(scene_state *scene, const operation_case *operation, holdin
     if (stage & PEER) scene->description = scene->of_peer;
     if (stage & NUMBER) snprintf(scene->description.id, sizeof scene->description.id, "%d", shmp_fileno(scene->owner));
     if (operation->flags & SHMP_WHOLE) scene->description.size = 1;
-    if (stage & LEFTOVER && scene->kind->can & LEFTOVERS && !scene->has_leftover) {
-        leave_behind();
-        scene->has_leftover = 1;
-    }
+    if (stage & LEFTOVER && scene->kind->can & LEFTOVERS && !scene->has_leftover) leave_behind(scene);
+    if (stage & CHOSEN_LEFTOVER && !has_chosen_name()) leave_name_behind(own_name);
+    if (stage & LEFTOVER) seconds_ahead = 120;
     poison(scene);
     if (!(stage & ENDS)) look(ret_expected);
     return ok;
@@ -763,6 +912,10 @@ static void clear_stage(scene_state *scene) {
     succeeds(shmp_close(scene->attached, &error), &error, "close");
     succeeds(shmp_close(scene->owner, &error), &error, "close");
     if (scene->has_leftover) succeeds(shmp_reap(scene->provider, 0, NULL, NULL, &error), &error, "reap");
+    if (scene->left_id >= 0) CHECK(!is_left(scene->left_id));
+    shm_unlink(own_name);
+    seconds_ahead = 0;
+    scene->left_id = -1;
     unsetenv(variable);
     unsetenv(variable_size);
     shmp_provider_close(scene->std);
@@ -836,7 +989,10 @@ static void use_outputs(scene_state *scene, const operation_case *operation) {
         if (operation->flags & SHMP_INHERIT) CHECK_EQUAL(fcntl(shmp_fileno(out->shmem), F_GETFD), 0);
         if (operation->flags & SHMP__MODE) CHECK_EQUAL(mode_of(out->shmem), operation->flags >> 16);
         succeeds(shmp_close(out->shmem, &error), &error, "close");
+        if (operation->flags & SHMP_KEEP && !(scene->kind->flags & SHMP_FD_IDS))
+            succeeds(shmp_unlink(scene->provider, own_name, &error), &error, "unlink");
     }
+    if (operation->run == run_unlink) CHECK(!has_chosen_name());
     if (memcmp(&out->description, &untouched->description, sizeof out->description) != 0 &&
         succeeds(shmp_attach(scene->provider, &out->description, 0, &shmem, &error), &error, "attach")) {
         use(shmem, peer);
@@ -974,7 +1130,8 @@ static int try_once(scene_state *scene, const operation_case *operation, fault_m
         if (succeeds(operation->run(scene, operation->flags, &error), &error, operation->name)) {
             if (operation->run == run_list) CHECK_EQUAL(scene->seen, scene->kind->listed);
             if (operation->run == run_users) CHECK(scene->seen);
-            if (operation->flags & SHMP_DRY_RUN && operation->run == run_reap) CHECK_EQUAL(scene->seen, SEEN_LEFTOVER);
+            if (operation->flags & SHMP_DRY_RUN && operation->run == run_reap)
+                CHECK_EQUAL(scene->seen, scene->kind->listed & ~SEEN_OWNER);
             use_outputs(scene, operation);
         }
         check_held(scene, operation, OFF, &expected);
@@ -1089,7 +1246,7 @@ static void end_peer(const peer_process *peer) {
 
 static void try_provider(test_tally *tally, const provider_kind *kind) {
     shmp_error error = {.call = ""};
-    scene_state scene = {.kind = kind};
+    scene_state scene = {.kind = kind, .left_id = -1};
     shmp_provider_options options = options_of(kind);
     if (shmp_provider_open(kind->name, &options, &scene.provider, &error) < 0) {
         printf("skip %s: %s: %s\n", kind->label, error.call, error.message);

@@ -424,7 +424,7 @@ static int run_all(void) {
 }
 
 int main(void) {
-    if (unshare(CLONE_NEWNS | CLONE_NEWIPC) == 0 && (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+    if (unshare(CLONE_NEWNS | CLONE_NEWIPC) == 0 && (mount("", "/", "", MS_REC | MS_PRIVATE, NULL) < 0 ||
                                                      mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777,size=64m") < 0))
         printf("skip a tmpfs of its own: %s\n", strerror(errno));
     return run_all();

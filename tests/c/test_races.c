@@ -258,7 +258,7 @@ static void make_chosen_name_anew(void) {
 
 /* Until it is ready, a segment has another name: whoever else makes the chosen one meanwhile keeps it. */
 static void test_create_named_leaves_another_file(void) {
-    static const char *const calls[] = {"flock", "fstatvfs", "ftruncate", "fstat", "mmap", "syscall"};
+    static const char *const calls[] = {"flock", "fstatvfs", "ftruncate", "fstat", "mmap", "renameat2"};
     shmp_provider *provider = open_provider("posix");
     shmp_shmem *shmem;
     shmp_error error = {.call = ""};
