@@ -8,7 +8,6 @@
 #include "os/platform.h"
 #if SHMP_HAVE_MEMFD
 #include "backend/unix.h"
-#include "core/table.h"
 
 #include <limits.h>
 #include <stdint.h>
@@ -17,7 +16,8 @@
 
 typedef struct memfd_provider {
     shmp_provider base;
-    int is_noexec; /* the kernel knows MFD_NOEXEC_SEAL */
+    int is_noexec;             /* the kernel knows MFD_NOEXEC_SEAL */
+    unsigned long long device; /* of the kernel's own file system of memfds, but for those of huge pages */
 } memfd_provider;
 
 static int memfd_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
@@ -28,8 +28,11 @@ static int memfd_open(shmp_provider *provider, const shmp_provider_options *opti
     if (!self->is_noexec) fd = shmp__os_memfd_create(0);
     if (fd == -ENOSYS) return shmp__fail(reterr, SHMP_EUNAVAILABLE, "memfd_create", "needs Linux 3.17: open posix");
     if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "1 byte on trial");
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    self->device = file.device;
     (void)shmp__os_close(fd);
-    return 0;
+    return result;
 }
 
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
@@ -156,13 +159,20 @@ static int fail_open(int error, const memfd_id *meant, const char *id, shmp_erro
     }
 }
 
+/* Whether opening it does nothing but open it: not so with pipes, devices, files of /proc and /sys, and those that
+ * somebody watches. */
+static int is_of_memfds(const shmp_provider *provider, const shmp__os_file *file) {
+    return file->is_regular && (file->device == ((const memfd_provider *)provider)->device || file->granule);
+}
+
 /* Whether that is worth opening: it may be anything. */
 static int look_at(const shmp__mapping *mapping, int seen, const memfd_id *meant, const char *id, shmp_error *reterr) {
     shmp__os_file file;
     int result = shmp__fd_stat(seen, &file, reterr);
     if (result < 0) return result;
     if (!is_meant(meant, &file)) return fail_gone(meant, id, reterr);
-    if (!file.is_regular) return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is no shared memory", id);
+    if (!is_of_memfds(mapping->provider, &file))
+        return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is no shared memory", id);
     return shmp__check_user(mapping, file.user, "fstat", id, reterr);
 }
 
@@ -185,9 +195,10 @@ static int memfd_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     if (!parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach",
                           "\"%s\": a memfd id is <pid>.<fd>.<check> in base 36, or a descriptor", id);
-    /* Our own: duplicate it, 8 times cheaper than /proc. In a pid namespace the pid may be
+    /* Our own: duplicate it, 8 times cheaper than /proc, but as writable as it is. In a pid namespace the pid may be
      * another's, so what does not fit is tried again below. */
-    if (meant.pid == (uint64_t)mapping->provider->pid || meant.pid == (uint64_t)shmp__os_pid()) {
+    int is_writable = !(mapping->flags & SHMP_READ_ONLY);
+    if (is_writable && (meant.pid == (uint64_t)mapping->provider->pid || meant.pid == (uint64_t)shmp__os_pid())) {
         shmp_error ignored;
         int fd = shmp__os_dup((int)meant.fd);
         int result = fd < 0 ? fd : map_meant(mapping, fd, &meant, id, &ignored);
@@ -219,9 +230,9 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
  * descriptor first can get to somebody else, and not at creation, which this would make a twentieth slower. */
 static void narrow(shmp__mapping *mapping) {
     shmp__fd_mapping *self = shmp__fd(mapping);
-    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_narrow)) return;
+    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_told)) return;
     (void)shmp__os_chmod(self->fd, 0600); /* who has changed his user since cannot, and is not dumpable either */
-    shmp__atomic_add(&self->is_narrow, 1);
+    shmp__atomic_add(&self->is_told, 1);
 }
 
 static int memfd_fileno(const shmp__mapping *mapping) {
@@ -260,6 +271,7 @@ static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], sh
 /* ---- Listing ---- */
 
 typedef struct listing {
+    const shmp_provider *provider;
     shmp_visitor visit;
     void *context;
     long pid;
@@ -272,7 +284,8 @@ static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
     int seen = shmp__os_look_at_fd_of(list->pid, (int)fd);
     if (seen < 0) return shmp__os_passed_over(seen);
     int result = shmp__os_stat(seen, ret_file), opened = -1;
-    if (result == 0 && ret_file->is_regular) {
+    /* those of huge pages are none of ours, and have inodes of their own */
+    if (result == 0 && is_of_memfds(list->provider, ret_file) && !ret_file->granule) {
         result = shmp__table_put(&list->seen, ret_file->inode, 0);
         if (result < 0) result = -ENOMEM;
     }
@@ -314,8 +327,7 @@ static int visit_process(void *context, long pid) {
 }
 
 static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
-    (void)provider;
-    listing list = {.visit = visit, .context = context};
+    listing list = {.provider = provider, .visit = visit, .context = context};
     int result = shmp__os_each_process(visit_process, &list);
     shmp__table_free(&list.seen);
     return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;

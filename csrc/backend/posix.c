@@ -54,8 +54,8 @@ static int destroy_name(const shmp__mapping *mapping, int fd, shmp_error *reterr
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
     if (!self->name[0]) return 0;
     if (!shmp__posix_is_random_name(self->name)) {
-        shmp__os_file ours;
-        int result = shmp__fd_stat(fd, &ours, reterr);
+        shmp__os_file ours = {.device = self->device, .inode = self->inode, .links = 1};
+        int result = self->inode ? 0 : shmp__fd_stat(fd, &ours, reterr);
         if (result < 0 || ours.links == 0) return result;
         result = shmp__posix_is_name_of(self->name, &ours);
         if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", self->name);
@@ -74,13 +74,16 @@ static int lock(int fd, const char *name, shmp_error *reterr) {
                          "\"%s\": without locks it would be taken for a leftover: allow flock, or open memfd", name);
 }
 
-/* What the permissions of the file say: who may attach, and what it is (SHMP__POSIX_...). */
-static unsigned mode_of(const shmp__mapping *mapping, int is_chosen) {
-    unsigned mode = shmp__mode_of(mapping);
-    if (is_chosen) mode |= SHMP__POSIX_CHOSEN;
-    if (mapping->flags & SHMP_KEEP) mode |= SHMP__POSIX_KEPT;
-    if (mapping->flags & SHMP_LINGER) mode |= SHMP__POSIX_LINGERS;
-    return mode;
+/* Says in the file what it is. Systems without marks have no leftovers of chosen names: those are attached to. */
+static int mark(const shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    unsigned flags = mapping->flags, wanted = flags & CHOSEN ? SHMP__POSIX_CHOSEN : 0;
+    if (flags & SHMP_LINGER) wanted = SHMP__POSIX_LINGERS;
+    if (flags & SHMP_KEEP) wanted = SHMP__POSIX_KEPT;
+    int result = wanted ? shmp__os_mark(fd, wanted) : 0;
+    if (result == 0 || wanted == SHMP__POSIX_CHOSEN) return 0;
+    if (shmp__os_is_unsupported(result))
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "fcntl", "to keep a segment or let it linger needs Linux 4.13");
+    return shmp__fail_os(reterr, result, "fcntl", "F_SET_RW_HINT of \"%s\"", shmp__fd_of(mapping)->name);
 }
 
 /* Opens and locks a new file. 0; 1: the name is taken, or a reaper has it: another one may do. */
@@ -107,8 +110,8 @@ static int open_new(shmp__mapping *mapping, int *ret_fd, shmp_error *reterr) {
     }
     (void)destroy_name(mapping, fd, NULL); /* a reaper that is stopped with the lock in its hands does not */
     (void)shmp__os_close(fd);
-    if (result == 1) shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name);
-    return result;
+    if (result < 0) return result;
+    return shmp__fail_os(reterr, EWOULDBLOCK, "flock", "\"%s\" was taken for a leftover: try again", name), 1;
 }
 
 /* Gives the locked descriptor of a new file, its name in the mapping. */
@@ -133,16 +136,28 @@ static int check_space(const shmp__mapping *mapping, int fd, shmp_error *reterr)
 }
 
 /* The umask may have taken rights from the user too, and from those that SHMP_MODE names. They are given back where
- * others first hear of the name, and not at creation, which this would make a twentieth slower. Rights that somebody
- * added are left alone. */
-static int open_to_user(const shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
-    const shmp__fd_mapping *self = shmp__fd_of(mapping);
-    unsigned mode = mode_of(mapping, mapping->flags & CHOSEN);
-    if ((now & mode) == mode) return 0;
-    int result = shmp__os_chmod(self->fd, (unsigned)now | mode);
-    return result < 0 && !shmp__os_is_unsupported(result)
-               ? shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name)
-               : 0;
+ * others first hear of the name, and not at creation, which this would make a twentieth slower. Later the user's own
+ * are seen to, and whatever somebody changed is left alone. */
+static int open_to_user(shmp__mapping *mapping, unsigned long now, shmp_error *reterr) {
+    shmp__fd_mapping *self = shmp__fd(mapping);
+    unsigned mode = shmp__atomic_load(&self->is_told) ? 0600 : shmp__mode_of(mapping);
+    int result = (now & mode) == mode ? 0 : shmp__os_chmod(self->fd, (unsigned)now | mode);
+    if (result < 0 && !shmp__os_is_unsupported(result))
+        return shmp__fail_os(reterr, result, "fchmod", "\"%s\"", self->name);
+    shmp__atomic_add(&self->is_told, 1);
+    return 0;
+}
+
+/* Nobody needs to ask for the id of a name of the caller's choice: what shmp_describe would do is done now. */
+static int prepare_chosen(shmp__mapping *mapping, int fd, shmp_error *reterr) {
+    shmp__fd_mapping *self = shmp__fd(mapping);
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result < 0) return result;
+    self->fd = fd;
+    self->device = file.device;
+    self->inode = file.inode;
+    return open_to_user(mapping, file.mode, reterr);
 }
 
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
@@ -161,8 +176,8 @@ static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
             return shmp__fail_os(reterr, result, "fallocate", "%zu bytes of \"%s\": enlarge %s", mapping->size,
                                  self->name, shmp__os_shm_place);
     }
-    self->fd = fd;
-    if (mapping->flags & CHOSEN) result = open_to_user(mapping, 0, reterr); /* nobody asks for its id */
+    result = mark(mapping, fd, reterr);
+    if (result == 0 && mapping->flags & CHOSEN) result = prepare_chosen(mapping, fd, reterr);
     return result < 0 ? result : shmp__fd_map(mapping, fd, reterr);
 }
 
@@ -222,12 +237,13 @@ static int make(shmp__mapping *mapping, const char *name, shmp_error *reterr) {
 }
 
 /* 0: it is in use, or kept, and locked so that it stays; 1: it is, or will soon be, no more. */
-static int hold(int fd, const char *name, const shmp__os_file *file) {
+static int hold(int fd, unsigned mark, const char *name, const shmp__os_file *file) {
     int is_unused = shmp__os_lock_alone(fd) == 0;
-    if (is_unused && !(file->mode & SHMP__POSIX_KEPT) && shmp__posix_is_over(file)) {
+    if (is_unused && shmp__posix_is_over(mark, file)) {
         if (shmp__posix_is_name_of(name, file) == 1) (void)shmp__os_shm_unlink(name); /* a leftover */
         return 1;
     }
+    if (is_unused && mark == SHMP__POSIX_LINGERS) (void)shmp__posix_set_found(fd, file, 0);
     /* whoever removes a leftover has it locked alone, and then it has no name */
     return shmp__os_lock_shared(fd) == -EWOULDBLOCK || shmp__posix_is_name_of(name, file) == 0;
 }
@@ -238,7 +254,8 @@ static int take(shmp__mapping *mapping, const char *name, int fd, shmp_error *re
     int result = shmp__fd_stat(fd, &file, reterr);
     if (result == 0 && file.is_regular) result = shmp__check_user(mapping, file.user, "fstat", name, reterr);
     if (result < 0) return result;
-    if (file.mode & SHMP__POSIX_CHOSEN && hold(fd, name, &file)) return 1;
+    unsigned mark = shmp__os_mark_of(fd);
+    if (mark && hold(fd, mark, name, &file)) return 1;
     if (file.is_regular && file.size == 0) return 1; /* another program is about to give it a size */
     if (shmp__os_shm_is_listed && file.is_regular && file.size != mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" is there with %llu bytes, not %zu", name, file.size,
@@ -299,7 +316,7 @@ static int attach_name(shmp__mapping *mapping, const char *name, shmp_error *ret
     shmp__os_file file;
     int fd = open_name(name, !!(mapping->flags & SHMP_READ_ONLY), &file, reterr);
     if (fd < 0) return fd;
-    if (shmp__posix_is_random_name(name) || file.mode & SHMP__POSIX_CHOSEN)
+    if (shmp__posix_is_random_name(name) || shmp__os_mark_of(fd))
         (void)shmp__os_lock_shared(fd); /* the sign of life, if a reaper has not just the lock in his hands */
     int result = shmp__fd_map_checked(mapping, fd, &file, name, reterr);
     if (result < 0)

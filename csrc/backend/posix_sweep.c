@@ -37,9 +37,13 @@ int shmp__posix_is_name_of(const char *name, const shmp__os_file *file) {
 
 static int is_older_than_a_minute(const shmp__os_file *file) { return shmp__os_now() - file->changed > MINUTE; }
 
-int shmp__posix_is_over(const shmp__os_file *file) {
-    if (!(file->mode & SHMP__POSIX_LINGERS)) return 1;
-    return file->mode & SHMP__POSIX_FOUND && is_older_than_a_minute(file);
+int shmp__posix_is_over(unsigned mark, const shmp__os_file *file) {
+    switch (mark) {
+    case SHMP__POSIX_KEPT:
+    case SHMP__POSIX_LINGERS: return 0;
+    case SHMP__POSIX_FOUND: return is_older_than_a_minute(file);
+    default: return 1;
+    }
 }
 
 typedef enum sweep_purpose { LIST, REAP, DRY_RUN, ON_OPEN } sweep_purpose;
@@ -50,7 +54,8 @@ typedef struct sweep_state {
     shmp_listed *found; /* what is to be visited, and who may hold it */
     shmp__os_holder *holders;
     size_t count, room;
-    int failure; /* ended the walk */
+    shmp__table leased; /* LIST: inodes of files that somebody has a lease on */
+    int failure;        /* ended the walk */
     shmp_error *reterr;
 } sweep_state;
 
@@ -60,7 +65,7 @@ static int give_up(sweep_state *sweep, int error, const char *call, const char *
     return -1;
 }
 
-static int note(sweep_state *sweep, const char *name, const shmp__os_file *file, int is_alive) {
+static int note(sweep_state *sweep, const char *name, const shmp__os_file *file, unsigned mark, int is_alive) {
     if (sweep->purpose == ON_OPEN) return 0;
     if (sweep->count == sweep->room) {
         size_t room = sweep->room ? 2 * sweep->room : 64;
@@ -75,7 +80,7 @@ static int note(sweep_state *sweep, const char *name, const shmp__os_file *file,
     segment.user = (long long)file->user;
     segment.age = shmp__os_now() - file->changed;
     segment.is_alive = is_alive;
-    segment.is_kept = !!(file->mode & SHMP__POSIX_KEPT) && file->mode & SHMP__POSIX_CHOSEN;
+    segment.is_kept = mark == SHMP__POSIX_KEPT;
     segment.is_ours = 1;
     snprintf(segment.id, sizeof segment.id, "%s", name);
     sweep->found[sweep->count] = segment;
@@ -84,13 +89,17 @@ static int note(sweep_state *sweep, const char *name, const shmp__os_file *file,
     return 0;
 }
 
+int shmp__posix_set_found(int fd, const shmp__os_file *file, int is_held) {
+    int result = shmp__os_mark(fd, is_held ? SHMP__POSIX_LINGERS : SHMP__POSIX_FOUND);
+    return result < 0 ? result : shmp__os_chmod(fd, (unsigned)file->mode); /* which is as it was: for the time alone */
+}
+
 /* A minute begins for what lingers when it is first found without a holder, and ends when it has one again. */
-static int mark_found(sweep_state *sweep, int fd, const char *name, const shmp__os_file *file, int is_held) {
-    int is_found = !!(file->mode & SHMP__POSIX_FOUND);
-    if (!(file->mode & SHMP__POSIX_LINGERS) || is_found != is_held) return 0;
-    int result = shmp__os_chmod(fd, (unsigned)file->mode ^ SHMP__POSIX_FOUND);
-    if (result == -EPERM) return 0; /* another user's */
-    return result < 0 ? give_up(sweep, result, "fchmod", name) : 0;
+static int mark_found(sweep_state *sweep, int fd, const char *name, const shmp__os_file *file, unsigned mark,
+                      int is_held) {
+    if (mark != (is_held ? SHMP__POSIX_FOUND : SHMP__POSIX_LINGERS)) return 0;
+    int result = shmp__posix_set_found(fd, file, is_held);
+    return result < 0 && result != -EPERM /* another user's */ ? give_up(sweep, result, "fchmod", name) : 0;
 }
 
 /* The name is open as `fd`: removes or notes it. */
@@ -103,11 +112,12 @@ static int judge(sweep_state *sweep, int fd, const char *name) {
     if (result < 0) return give_up(sweep, result, "fstat", name);
     if (!file.is_regular || file.links == 0) return 0;
     int is_chosen = !shmp__posix_is_random_name(name);
-    if (is_chosen && !(file.mode & SHMP__POSIX_CHOSEN)) return 0;
+    unsigned mark = shmp__os_mark_of(fd);
+    if (is_chosen && !mark) return 0;
     int is_old = sweep->purpose != ON_OPEN && is_older_than_a_minute(&file);
-    int is_leftover = lock == 0 && !is_chosen && (file.size > 0 ? shmp__posix_is_over(&file) : is_old);
+    int is_leftover = lock == 0 && !is_chosen && (file.size > 0 ? shmp__posix_is_over(mark, &file) : is_old);
     if (is_leftover && file.size == 0 && shmp__os_is_open_elsewhere(fd) == 1) return 0; /* however long that takes */
-    if (may_remove && !is_leftover) return mark_found(sweep, fd, name, &file, lock != 0);
+    if (may_remove && !is_leftover) return mark_found(sweep, fd, name, &file, mark, lock != 0);
     if (!is_leftover && sweep->purpose == DRY_RUN) return 0;
     if (may_remove) {
         result = shmp__os_shm_unlink(name);
@@ -115,23 +125,32 @@ static int judge(sweep_state *sweep, int fd, const char *name) {
             return 0; /* gone, another user's, or a folder by now */
         if (result < 0) return give_up(sweep, result, "shm_unlink", name);
     }
-    return note(sweep, name, &file, lock != 0);
+    return note(sweep, name, &file, mark, lock != 0);
 }
 
-/* Whether a name that is not of our shape was made by this library, as far as that can be told without opening it. */
-static int is_marked(const char *name) {
+/* Opens a name that is not of our shape, and so may be anybody's: it is looked at first. Who has a lease on it is not
+ * disturbed. Negative: it is none of ours, as far as that can be told. */
+static int open_foreign(const sweep_state *sweep, const char *name) {
     shmp__os_file file;
-    return shmp__os_shm_look(name, &file) == 0 && file.is_regular && file.mode & SHMP__POSIX_CHOSEN;
+    size_t unused;
+    int seen = shmp__os_shm_look_at(name);
+    if (seen < 0) return seen;
+    int result = shmp__os_stat(seen, &file);
+    if (result == 0 && (!file.is_regular || shmp__table_get(&sweep->leased, file.inode, &unused))) result = -EINVAL;
+    if (result == 0) result = shmp__os_open_seen(seen, 1);
+    (void)shmp__os_close(seen);
+    return result;
 }
 
 static int sweep_name(void *context, const char *entry) {
     sweep_state *sweep = context;
     char name[SHMP__ID_SIZE];
     if ((size_t)snprintf(name, sizeof name, "/%s", entry) >= sizeof name) return 0;
-    if (!shmp__posix_is_random_name(name) && !is_marked(name)) return 0;
+    int is_random = shmp__posix_is_random_name(name);
+    if (!is_random && sweep->purpose != LIST) return 0;
     for (const char *at = name; *at; at++)
         if (*at <= ' ' || *at > '~') return 0; /* no id, and nothing for a terminal */
-    int fd = shmp__os_shm_open(name, 0, 1);
+    int fd = is_random ? shmp__os_shm_open(name, 0, 1) : open_foreign(sweep, name);
     if (shmp__os_is_shortage(fd)) return give_up(context, fd, "shm_open", name);
     if (fd < 0) return 0; /* gone, another user's, or no file */
     int result = judge(sweep, fd, name);
@@ -157,6 +176,8 @@ static int visit_all(sweep_state *sweep, shmp_visitor visit, void *context) {
 
 static int walk(sweep_purpose purpose, shmp_visitor visit, void *context, shmp_error *reterr) {
     sweep_state sweep = {.purpose = purpose, .reterr = reterr};
+    if (purpose == LIST && shmp__os_find_leased(&sweep.leased) < 0)
+        return shmp__fail_os(reterr, ENOMEM, "calloc", "the leases of files");
     int result = shmp__os_each_shm_name(sweep_name, &sweep);
     if (sweep.failure)
         result = sweep.failure;
@@ -166,6 +187,7 @@ static int walk(sweep_purpose purpose, shmp_visitor visit, void *context, shmp_e
         result = shmp__fail_os(reterr, result, shmp__os_shm_place, "the names in \"%s\"", shmp__os_shm_place);
     else if (visit)
         result = visit_all(&sweep, visit, context);
+    shmp__table_free(&sweep.leased);
     free(sweep.found);
     free(sweep.holders);
     return result;

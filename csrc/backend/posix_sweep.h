@@ -7,18 +7,16 @@
 
 #define SHMP__POSIX_PREFIX "/shmp_"
 
-/* Marks in the permissions of a file, where they mean nothing else: it is no program. */
+/* What a file is, said in it where memory has no use for it (shmp__os_mark). Others' files bear no mark. */
 enum {
-    SHMP__POSIX_CHOSEN =
-        01000,               /* this library made it under a name of the caller's choice, with a lock as sign of life */
-    SHMP__POSIX_KEPT = 0100, /* SHMP_KEEP */
-    SHMP__POSIX_LINGERS = 0010, /* SHMP_LINGER */
-    SHMP__POSIX_FOUND = 0001,   /* it lingers, and was found without a holder when its mode was last changed */
-    SHMP__POSIX_MARKS = SHMP__POSIX_CHOSEN | SHMP__POSIX_KEPT | SHMP__POSIX_LINGERS | SHMP__POSIX_FOUND
+    SHMP__POSIX_CHOSEN = 2,  /* this library made it under a name of the caller's choice, with a lock as sign of life */
+    SHMP__POSIX_LINGERS = 3, /* SHMP_LINGER */
+    SHMP__POSIX_FOUND = 4,   /* the same, and it was found without a holder when its mode was last set */
+    SHMP__POSIX_KEPT = 5     /* SHMP_KEEP */
 };
 
-/* Whether what has lost its last holder is a leftover by now: unless it lingers, at once. */
-int shmp__posix_is_over(const shmp__os_file *file);
+/* Whether what has lost its last holder is a leftover by now: unless it lingers or is kept, at once. */
+int shmp__posix_is_over(unsigned mark, const shmp__os_file *file);
 
 /* A new name. */
 int shmp__posix_random_name(char ret_name[SHMP__ID_SIZE], shmp_error *reterr);
@@ -29,6 +27,9 @@ int shmp__posix_is_random_name(const char *name);
 /* Operations of posix. */
 int shmp__posix_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
 int shmp__posix_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr);
+
+/* Says in a file that lingers that it was found without a holder, now, or that it is held again. */
+int shmp__posix_set_found(int fd, const shmp__os_file *file, int is_held);
 
 /* 1: the name is that of the file, or the system does not tell; 0: it is another's, or gone; negative: a failure. */
 int shmp__posix_is_name_of(const char *name, const shmp__os_file *file);

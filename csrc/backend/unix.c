@@ -82,7 +82,10 @@ int shmp__fd_attach(shmp__mapping *mapping, int number, const char *id, shmp_err
 
 int shmp__fd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
     const shmp__fd_mapping *from = shmp__fd_of(of);
-    int fd = shmp__os_dup(from->fd);
+    /* a duplicate could be written to by whoever gets it; without /proc, or with fewer rights by now, there is no other
+     */
+    int fd = is_read_only(mapping) ? shmp__os_open_seen(from->fd, 1) : -ENOENT;
+    if (fd < 0 && !shmp__os_is_shortage(fd)) fd = shmp__os_dup(from->fd);
     if (fd < 0) return shmp__fail_os(reterr, fd, "fcntl", "fd %d", from->fd);
     mapping->mapped = of->mapped;
     int result = shmp__fd_map(mapping, fd, reterr);

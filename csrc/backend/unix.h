@@ -8,8 +8,9 @@
 typedef struct shmp__fd_mapping {
     shmp__mapping base;
     int fd;
-    char name[SHMP__ID_SIZE];    /* posix: "" has none */
-    shmp__atomic_uint is_narrow; /* memfd: nobody else's rights are left on it */
+    char name[SHMP__ID_SIZE];         /* posix: "" has none */
+    unsigned long long device, inode; /* posix: of a file that was made under a name of the caller's choice; or 0 */
+    shmp__atomic_uint is_told;        /* its permissions are set, as somebody else may have heard of it */
 } shmp__fd_mapping;
 
 static inline shmp__fd_mapping *shmp__fd(shmp__mapping *mapping) { return (shmp__fd_mapping *)mapping; }

@@ -25,8 +25,6 @@ static int check(const shmp_provider *provider, size_t size, unsigned flags, uns
     if (!provider || !ret_shmem) return shmp__fail(reterr, SHMP_EINVAL, call, "NULL argument");
     int result = check_flags(flags, known, call, reterr);
     if (result < 0) return result;
-    if (flags & (0111u << 16))
-        return shmp__fail(reterr, SHMP_EINVAL, call, "flags %#x: nobody executes a segment: 0666 is the most", flags);
     if (size == 0) return shmp__fail(reterr, SHMP_EINVAL, call, "size 0: a segment has at least 1 byte");
     if (size > PTRDIFF_MAX) return shmp__fail(reterr, SHMP_EOVERFLOW, call, "size %zu", size);
     return 0;

@@ -222,6 +222,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
  *  shmp_close(). Attaching with nop gives fresh private memory.
  *  Others can change and truncate what is theirs: a memfd, posix or sysv segment is taken only if it is this
  *  user's (the effective one) or root's, unless SHMP_ANY_USER says that its user is trusted. win32 cannot tell.
+ *  Inside a user namespace all users that it does not map are 65534: who runs as that cannot tell them from himself.
  *  Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
  *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
@@ -367,8 +368,9 @@ SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
 
-/** Create, in flags: the permissions of the segment, such as 0660 (no x), where the provider can (posix, sysv); the
- * umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. */
+/** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the
+ *  umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. Who may
+ * write to a posix segment may truncate it, too, and what is then touched beyond its end raises SIGBUS. */
 #define SHMP_MODE(mode) (((unsigned)(mode)&0777u) << 16)
 
 /** Refuse a library of another ABI than that of the header a program was compiled with. For programs that link

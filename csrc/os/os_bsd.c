@@ -94,6 +94,21 @@ int shmp__os_is_open_elsewhere(int fd) {
     return -EOPNOTSUPP;
 }
 
+int shmp__os_open_seen(int seen, int read_only) {
+    (void)seen, (void)read_only;
+    return -EOPNOTSUPP;
+}
+
+int shmp__os_mark(int fd, unsigned mark) {
+    (void)fd, (void)mark;
+    return -EOPNOTSUPP;
+}
+
+unsigned shmp__os_mark_of(int fd) {
+    (void)fd;
+    return 0;
+}
+
 int shmp__os_shm_rename(const char *name, const char *new_name) {
     (void)name, (void)new_name;
     return -EOPNOTSUPP;
@@ -101,6 +116,16 @@ int shmp__os_shm_rename(const char *name, const char *new_name) {
 
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
     (void)visit, (void)context;
+    return -EOPNOTSUPP;
+}
+
+int shmp__os_find_leased(shmp__table *inodes) {
+    (void)inodes;
+    return 0;
+}
+
+int shmp__os_shm_look_at(const char *name) {
+    (void)name;
     return -EOPNOTSUPP;
 }
 

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <signal.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -155,9 +156,34 @@ int shmp__os_is_open_elsewhere(int fd) {
     return 0;
 }
 
+#ifndef F_SET_RW_HINT
+#define F_GET_RW_HINT 1035 /* Linux 4.13 */
+#define F_SET_RW_HINT 1036
+#endif
+
+/* The hint to a disk how long what is written will live. Memory has no use for it, and its file systems keep it. */
+int shmp__os_mark(int fd, unsigned mark) {
+    uint64_t hint = mark;
+    return result_of(SYS(fcntl, (fd, F_SET_RW_HINT, &hint)));
+}
+
+unsigned shmp__os_mark_of(int fd) {
+    enum { NONE = 1 };
+    uint64_t hint = 0;
+    return fcntl(fd, F_GET_RW_HINT, &hint) == 0 && hint > NONE ? (unsigned)hint : 0;
+}
+
 /* "/dev/shm" and a name; 0: no system has such a long one. */
 static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
     return (size_t)snprintf(ret_path, SHM_PATH_ROOM, "%s%s", shmp__os_shm_place, name) < SHM_PATH_ROOM;
+}
+
+int shmp__os_shm_look_at(const char *name) {
+    char path[SHM_PATH_ROOM];
+    int result;
+    if (!path_of(name, path)) return -ENAMETOOLONG;
+    RETRIED(result, SYS(open, (path, O_PATH | O_NOFOLLOW | O_CLOEXEC)));
+    return shmp__os_above_stdio(result);
 }
 
 #ifndef RENAME_NOREPLACE

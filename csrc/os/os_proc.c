@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 
-#include "core/table.h"
 #include "os/fault.h"
 #include "os/os_unix.h"
 
@@ -290,6 +289,17 @@ static int has_mapped(long pid, char *object) {
     snprintf(folder, sizeof folder, "/proc/%ld/", pid);
     int result = visit_maps_in(object, folder);
     return result == 0 ? shmp__os_each_thread(pid, visit_maps_in, object) : result;
+}
+
+static int visit_lease(void *context, const char *line) {
+    unsigned long long inode;
+    if (sscanf(line, "%*s LEASE %*s %*s %*s %*x:%*x:%llu", &inode) != 1 || inode == 0) return 0;
+    return shmp__table_put(context, inode, 0) < 0 ? -ENOMEM : 0;
+}
+
+int shmp__os_find_leased(shmp__table *inodes) {
+    int result = each_line("/proc/locks", visit_lease, inodes);
+    return result == -ENOMEM ? result : 0;
 }
 
 typedef struct holder_search {

@@ -145,7 +145,7 @@ static void to_file(struct stat file, int fd, shmp__os_file *ret_file) {
                                 .device = (unsigned long long)file.st_dev,
                                 .links = file.st_nlink,
                                 .user = (unsigned long)file.st_uid,
-                                .mode = (unsigned long)file.st_mode & 07777,
+                                .mode = (unsigned long)file.st_mode & 0777,
                                 .granule = granule_of(fd, &file),
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};

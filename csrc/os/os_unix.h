@@ -3,6 +3,7 @@
 #ifndef SHMP_OS_UNIX_H
 #define SHMP_OS_UNIX_H
 
+#include "core/table.h"
 #include "os/os.h"
 
 #include <errno.h> /* the backends judge some errors */
@@ -73,11 +74,16 @@ int shmp__os_shm_open(const char *name, unsigned mode, int read_only);
 /* 1: somebody has the file open for writing, in whatever pid namespace; 0: nobody but `fd`; negative: this file system,
  * or this user, cannot tell. */
 int shmp__os_is_open_elsewhere(int fd);
+/* A number of 2 to 5 that stays with the file. 0: it bears none. */
+int shmp__os_mark(int fd, unsigned mark);
+unsigned shmp__os_mark_of(int fd);
 int shmp__os_shm_unlink(const char *name);
 /* Where names are listed. Gives a file another name, in one step; -EEXIST: that is taken. */
 int shmp__os_shm_rename(const char *name, const char *new_name);
 /* What is under a name, without opening it. */
 int shmp__os_shm_look(const char *name, shmp__os_file *ret_file);
+/* The same as a descriptor, for fstat, close and shmp__os_open_seen. */
+int shmp__os_shm_look_at(const char *name);
 
 typedef struct shmp__os_segment {
     int id, key;
@@ -111,6 +117,9 @@ int shmp__os_size_is_sealed(int fd);
 
 /* A visitor that gives non-zero ends the visit, which then gives that: a positive number as it likes, or -errno. */
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
+/* Puts in the inodes of all files that somebody has a lease on; negative: memory is short. */
+int shmp__os_find_leased(shmp__table *inodes);
+
 typedef struct shmp__os_holder {
     unsigned long long device, inode; /* of a file */
     long pid;                         /* who holds a flock on it and has it mapped; 0: nobody that can be seen */
@@ -134,7 +143,7 @@ long shmp__os_proc_pid(void);
 int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context);
 /* Looks at another process's descriptor, without opening what it is: that can be anything. For fstat, close and: */
 int shmp__os_look_at_fd_of(long pid, int fd);
-/* Opens what was looked at. */
+/* Opens anew what such a look, or another descriptor, is. */
 int shmp__os_open_seen(int seen, int read_only);
 
 /* Linux only, os_proc.c. */

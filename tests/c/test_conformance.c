@@ -353,19 +353,23 @@ static void test_impossible_sizes(test_context *context) {
 /* Each flag is legal by the call, and possible by the mechanism. */
 static void test_unknown_flags(test_context *context) {
     const capabilities *can = context->can;
-    const unsigned of_create = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_MODE(0777) | PAGE_SIZES,
+    const unsigned of_create = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP_MODE(0777) | PAGE_SIZES,
+                   of_naming = of_create | SHMP_KEEP | SHMP_EXIST_OK,
                    of_attach = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER;
-    const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) | (can->has_modes ? SHMP_MODE(0777) : 0u) |
-                              (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u);
+    const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) |
+                              (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
+                              (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
+                   possible_names = possible | (can->has_names ? SHMP_KEEP | SHMP_EXIST_OK : 0u);
     shmp_shmem *shmem = created(context, SMALL, 0);
     REQUIRE(shmem);
     shmp_description description = described(shmem);
     for (unsigned bit = 1; bit; bit <<= 1) {
-        unsigned code = CODE(bit & of_create ? SHMP_EUNSUPPORTED : SHMP_EINVAL);
+        unsigned code = CODE(bit & of_create ? SHMP_EUNSUPPORTED : SHMP_EINVAL),
+                 name_code = CODE(bit & of_naming ? SHMP_EUNSUPPORTED : SHMP_EINVAL);
         check_subject("flag %#x", bit);
         if (!(bit & of_create & possible)) CHECK_REFUSED(code, shmp_create, context->provider, (size_t)SMALL, bit);
-        if (!can->has_names || !(bit & of_create & possible))
-            CHECK_REFUSED(code, shmp_create_named, context->provider, own_name(), (size_t)SMALL, bit);
+        if (!can->has_names || !(bit & of_naming & possible_names))
+            CHECK_REFUSED(name_code, shmp_create_named, context->provider, own_name(), (size_t)SMALL, bit);
         if (!(bit & of_attach)) CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_attach, context->provider, &description, bit);
         if (!(bit & of_attach))
             CHECK_REFUSED(CODE(SHMP_EINVAL), shmp_attach_fd, context->provider, 0, &description, bit);

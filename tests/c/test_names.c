@@ -211,7 +211,7 @@ static void look_for_ever(int answer) {
         struct stat file;
         int fd = shm_open(name, O_RDONLY | O_CLOEXEC, 0);
         if (fd < 0) continue;
-        if (fstat(fd, &file) == 0 && (file.st_size != SIZE || (file.st_mode & 0666) != 0640))
+        if (fstat(fd, &file) == 0 && (file.st_size != SIZE || (file.st_mode & 07777) != 0640))
             (void)!write(answer, "x", 1);
         close(fd);
     }
