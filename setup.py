@@ -76,7 +76,12 @@ class BuildAll(build_ext):
                     f"shmem_providers needs a C compiler, and {command} is not there: install gcc or clang (Debian: "
                     "apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install), or set CC to one"
                 )
-            compile_args = ["-std=c11", "-fvisibility=hidden", "-fno-plt", *([] if DEBUG else ["-g0"])]
+            compile_args = [
+                "-std=c11",
+                "-fvisibility=hidden",
+                *([] if WINDOWS else ["-fno-plt"]),
+                *([] if DEBUG else ["-g0"]),
+            ]
             if "-O" not in CFLAGS:
                 compile_args.append("-O2")  # the -O3 of most Pythons makes it a tenth larger, and not faster
             link_args = [] if DEBUG or PLATFORM.startswith(("macosx", "ios")) else ["-s"]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="MSVC itself com
 CSRC = Path(__file__).parent.parent / "csrc"
 GENERATED = CSRC / "python/_binding.c"
 SOURCES = sorted({*CSRC.glob("*/*.c")} - {GENERATED})  # python_module.c includes it
-PLATFORM_FILES = {"os/platform.h", "include/shmem_providers.h", "backend/win32.c"}  # and all of os/
+PLATFORM_FILES = {"include/shmem_providers.h", "backend/win32.c"}  # and all of os/
 
 # Of MSVC's headers those that may be used; another, such as unistd.h, is not found.
 HEADERS = (

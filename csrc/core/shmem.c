@@ -297,7 +297,9 @@ void *shmp_data(const shmp_shmem *shmem) { return shmem->data; }
 size_t shmp_size(const shmp_shmem *shmem) { return shmem->size; }
 const char *shmp_backend(const shmp_shmem *shmem) { return ops_of(shmem)->name; }
 
-int shmp_fileno(const shmp_shmem *shmem) { return ops_of(shmem)->fileno ? (ops_of(shmem)->fileno)(shmem->mapping) : -1; }
+int shmp_fileno(const shmp_shmem *shmem) {
+    return ops_of(shmem)->fileno ? (ops_of(shmem)->fileno)(shmem->mapping) : -1;
+}
 
 unsigned shmp_flags(const shmp_shmem *shmem) {
     return (shmem->flags & SHMP_READ_ONLY) | (shmp__is_owner(shmem) ? SHMP_OWNER : 0u);

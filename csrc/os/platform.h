@@ -25,7 +25,7 @@
 #define SHMP_HAVE_SYSV 1
 #endif
 #else
-#error "shmem_providers does not know this operating system: csrc/core/platform.h is where to add it"
+#error "shmem_providers does not know this operating system: csrc/os/platform.h is where to add it"
 #endif
 
 /* 0 for what was not said above, so that the table can paste it. */
