@@ -9,6 +9,7 @@
  * With SHMP_FD_IDS the name goes at once, and the id is the descriptor. */
 #include "os/platform.h"
 #if SHMP_HAVE_POSIX
+#include "backend/posix_proc.h"
 #include "backend/posix_sweep.h"
 #include "backend/unix.h"
 
@@ -192,14 +193,11 @@ static int posix_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     return result;
 }
 
-/* The descriptor is the segment; its name is that of the id only while that is still this file's. */
+/* The descriptor is the segment. Its name may be gone by now, and is then none. */
 static int posix_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
-    shmp__os_file file;
     int result = shmp__fd_attach(mapping, fd, id, reterr);
-    if (result < 0 || !is_name(id)) return result;
-    if (shmp__os_stat(shmp__fd(mapping)->fd, &file) == 0 && shmp__os_shm_is(id, &file) == 1)
-        memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
-    return 0;
+    if (result == 0 && is_name(id)) memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
+    return result;
 }
 
 /* ---- Handles ---- */
@@ -221,6 +219,20 @@ static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
     return failed < 0 && failed != -ENOENT ? shmp__fail_os(reterr, failed, "shm_unlink", "\"%s\"", self->name) : 0;
 }
 
+/* Others attach by the name only while it is that of this file. */
+static int check_name(const char *name, int fd, shmp_error *reterr) {
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result < 0) return result;
+    result = shmp__os_shm_is(name, &file);
+    if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", name);
+    if (result > 0) return 0;
+    return shmp__fail(reterr, SHMP_ENOTFOUND, "shmp_describe",
+                      "it has no id any more, as its owner closed it and \"%s\" is gone: send it by multiprocessing, "
+                      "or its descriptor",
+                      name);
+}
+
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
     if (!self->name[0]) {
@@ -228,6 +240,7 @@ static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], sh
         return 0;
     }
     int result = mapping->flags & SHMP_OWNER ? open_to_user(mapping, self->fd, reterr) : 0;
+    if (result == 0) result = check_name(self->name, self->fd, reterr);
     if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
     return result;
 }
@@ -281,6 +294,8 @@ const shmp__ops shmp__posix_ops = {
     .fileno = shmp__fd_fileno,
     .persist = shmp__fd_persist,
     .describe = posix_describe,
+    .locate = shmp__posix_locate,
+    .open_fd = shmp__posix_open_fd,
     .list = shmp__posix_list,
     .reap = shmp__posix_reap,
     .users = shmp__unix_users,

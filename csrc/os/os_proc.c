@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -78,13 +79,28 @@ int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *conte
     return shmp__os_passed_over(each_entry(path, visit_number, &inner));
 }
 
-int shmp__os_is_our_memfd(long pid, long fd) {
-    static const char ours[] = "/memfd:shmem_providers (deleted)";
-    char path[48], target[sizeof ours];
+/* 1: what the descriptor is called begins with `text` or, with `is_all`, is that. */
+static int fd_is_called(long pid, long fd, const char *text, int is_all) {
+    char path[48], target[64];
+    size_t wanted = strlen(text);
     snprintf(path, sizeof path, "/proc/%ld/fd/%ld", pid, fd);
     ssize_t length = SYS(readlink, (path, target, sizeof target));
     if (length < 0) return shmp__os_passed_over(-errno);
-    return length == sizeof ours - 1 && memcmp(target, ours, sizeof ours - 1) == 0;
+    return (is_all ? (size_t)length == wanted : (size_t)length > wanted) && memcmp(target, text, wanted) == 0;
+}
+
+int shmp__os_is_our_memfd(long pid, long fd) { return fd_is_called(pid, fd, "/memfd:shmem_providers (deleted)", 1); }
+
+#if SHMP_HAVE_POSIX
+int shmp__os_fd_is_in_shm_place(long pid, long fd) { return fd_is_called(pid, fd, shmp__os_shm_place, 0); }
+#endif
+
+int shmp__os_is_users_process(long pid) {
+    char path[32];
+    struct stat process;
+    snprintf(path, sizeof path, "/proc/%ld", pid);
+    if (SYS(stat, (path, &process)) < 0) return shmp__os_passed_over(-errno);
+    return (unsigned long)process.st_uid == shmp__os_user();
 }
 
 /* Calls visit for each line; stops when it gives non-zero, which is returned. */

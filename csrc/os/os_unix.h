@@ -112,5 +112,8 @@ int shmp__os_passed_over(int error);
 int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context);
 int shmp__os_is_our_memfd(long pid, long fd);
+int shmp__os_fd_is_in_shm_place(long pid, long fd);
+/* 1: it runs as this process's user; root's may also be one that nobody may look at. 0: it does not, or has ended. */
+int shmp__os_is_users_process(long pid);
 
 #endif
