@@ -193,10 +193,10 @@ static int posix_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     return result;
 }
 
-/* The descriptor is the segment. Its name may be gone by now, and is then none. */
+/* The descriptor is the segment. Its name may be gone by now; "/" says that it never had one. */
 static int posix_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
     int result = shmp__fd_attach(mapping, fd, id, reterr);
-    if (result == 0 && is_name(id)) memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
+    if (result == 0 && id[0] == '/') memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
     return result;
 }
 
@@ -227,6 +227,9 @@ static int check_name(const char *name, int fd, shmp_error *reterr) {
     result = shmp__os_shm_is(name, &file);
     if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", name);
     if (result > 0) return 0;
+    if (!name[1])
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shmp_describe",
+                          "it has no id, as it was made without a name: send it by multiprocessing, or its descriptor");
     return shmp__fail(reterr, SHMP_ENOTFOUND, "shmp_describe",
                       "it has no id any more, as its owner closed it and \"%s\" is gone: send it by multiprocessing, "
                       "or its descriptor",

@@ -237,8 +237,8 @@ SHMP_API int shmp_open_fd(shmp_provider *provider, const char *id, unsigned flag
 /** Attach to the segment that an open descriptor is, such as one that was inherited or sent (memfd, posix).
  *  @param fd           stays the caller's: the handle has a duplicate.
  *  @param description  how many bytes to map, and the segment's id. A memfd id must be that of this descriptor,
- * whatever process and number it names. A posix name becomes the handle's id; it need not be there any more. "" is not
- * known: the id is then the duplicate's, as with shmp_attach by number.
+ * whatever process and number it names. A posix name becomes the handle's id; it need not be there any more, and "/"
+ * says that there never was one. "" is not known: the id is then the duplicate's, as with shmp_attach by number.
  *  @param flags        as shmp_attach().
  *  @return as shmp_attach(). Since 0.2. */
 SHMP_API int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,

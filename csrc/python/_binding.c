@@ -587,155 +587,162 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 149), // shmp_provider_options const *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // shmp_provider_options const *
 /* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 145), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // shmp_error *
 /* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // shmp_provider *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // shmp_provider *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 82), // shmp_shmem * *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 89), // shmp_shmem * *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, int *, shmp_error *)
 /* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
 /* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 29 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 29 */ _CFFI_OP(_CFFI_OP_POINTER, 1), // int *
 /* 30 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 119), // int(*)(void *, shmp_listed const *)
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // void *
-/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 41 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // shmp_description const *
-/* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 43 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
-/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 48 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 51 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 41),
-/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 39 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 41 */ _CFFI_OP(_CFFI_OP_POINTER, 126), // int(*)(void *, shmp_listed const *)
+/* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // void *
+/* 43 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 44 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 47 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 48 */ _CFFI_OP(_CFFI_OP_POINTER, 151), // shmp_description const *
+/* 49 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 56 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
+/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
-/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 146), // shmp_limits *
-/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 70 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 48),
+/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 65 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
+/* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 69 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
+/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 71 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // shmp_limits *
 /* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
 /* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
+/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 82 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // shmp_shmem *
-/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 41),
+/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
+/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
-/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
-/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 95 */ _CFFI_OP(_CFFI_OP_POINTER, 115), // int(*)(void *, long)
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 101 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // shmp_description *
-/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 106 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 111 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 112 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 35),
-/* 121 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // shmp_listed const *
-/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
+/* 89 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_shmem *
+/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
+/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 101 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 102 */ _CFFI_OP(_CFFI_OP_POINTER, 122), // int(*)(void *, long)
+/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
+/* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 108 */ _CFFI_OP(_CFFI_OP_POINTER, 151), // shmp_description *
+/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 113 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 115 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
+/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
 /* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
-/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 35), // void *()(shmp_shmem const *)
-/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION, 152), // void()(shmp_provider *)
-/* 135 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 138 */ _CFFI_OP(_CFFI_OP_ARRAY, 137), // char[200]
-/* 139 */ (_cffi_opcode_t)(200),
-/* 140 */ _CFFI_OP(_CFFI_OP_ARRAY, 137), // char[20]
-/* 141 */ (_cffi_opcode_t)(20),
-/* 142 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 144 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 145 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 146 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 147 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 148 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 149 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 150 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 151 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
+/* 128 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // shmp_listed const *
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
+/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
+/* 137 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION, 42), // void *()(shmp_shmem const *)
+/* 139 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION, 159), // void()(shmp_provider *)
+/* 142 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 145 */ _CFFI_OP(_CFFI_OP_ARRAY, 144), // char[200]
+/* 146 */ (_cffi_opcode_t)(200),
+/* 147 */ _CFFI_OP(_CFFI_OP_ARRAY, 144), // char[20]
+/* 148 */ (_cffi_opcode_t)(20),
+/* 149 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 150 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 151 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 152 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 153 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 154 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -870,10 +877,10 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(41), arg1, (char **)&x1);
+      _cffi_type(48), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(41), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(48), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -957,10 +964,10 @@ _cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(41), arg2, (char **)&x2);
+      _cffi_type(48), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(41), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(48), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1029,10 +1036,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(112), arg1, (char **)&x1);
+      _cffi_type(119), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(112), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(119), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1190,10 +1197,10 @@ _cffi_f_shmp_close(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(82), arg0, (char **)&x0);
+      _cffi_type(89), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(89), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1415,7 +1422,7 @@ _cffi_f_shmp_data(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(35));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(42));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1455,10 +1462,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(101), arg1, (char **)&x1);
+      _cffi_type(108), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(101), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(108), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1707,15 +1714,15 @@ _cffi_f_shmp_list(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg1, _cffi_type(34));
+  x1 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg1, _cffi_type(41));
   if (x1 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(35), arg2, (char **)&x2);
+      _cffi_type(42), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(35), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(42), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1744,6 +1751,151 @@ _cffi_f_shmp_list(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_list _cffi_d_shmp_list
 #endif
 
+static int _cffi_d_shmp_locate(shmp_shmem const * x0, shmp_description * x1, shmp_error * x2)
+{
+  return shmp_locate(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_locate(PyObject *self, PyObject *args)
+{
+  shmp_shmem const * x0;
+  shmp_description * x1;
+  shmp_error * x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "shmp_locate", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_shmem const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(108), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(108), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_locate(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_locate _cffi_d_shmp_locate
+#endif
+
+static int _cffi_d_shmp_open_fd(shmp_provider * x0, char const * x1, unsigned int x2, int * x3, shmp_error * x4)
+{
+  return shmp_open_fd(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_open_fd(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  char const * x1;
+  unsigned int x2;
+  int * x3;
+  shmp_error * x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "shmp_open_fd", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(18), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(29), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(29), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(15), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_open_fd(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_open_fd _cffi_d_shmp_open_fd
+#endif
+
 static int _cffi_d_shmp_persist(shmp_shmem * x0, shmp_error * x1)
 {
   return shmp_persist(x0, x1);
@@ -1765,10 +1917,10 @@ _cffi_f_shmp_persist(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(82), arg0, (char **)&x0);
+      _cffi_type(89), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(89), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1977,10 +2129,10 @@ _cffi_f_shmp_provider_limits(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(64), arg1, (char **)&x1);
+      _cffi_type(71), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_limits *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(64), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(71), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2161,15 +2313,15 @@ _cffi_f_shmp_reap(PyObject *self, PyObject *args)
   if (x1 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
-  x2 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg2, _cffi_type(34));
+  x2 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg2, _cffi_type(41));
   if (x2 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(35), arg3, (char **)&x3);
+      _cffi_type(42), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(35), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(42), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2333,15 +2485,15 @@ _cffi_f_shmp_users(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(95));
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(102));
   if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(35), arg2, (char **)&x2);
+      _cffi_type(42), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(35), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(42), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2569,33 +2721,35 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 129), (void *)_cffi_d_shmp_abi_version },
-  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_shmp_attach },
-  { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_shmp_attach_fd },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 110), (void *)_cffi_d_shmp_available },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 136), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 58), (void *)_cffi_d_shmp_attach },
+  { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 45), (void *)_cffi_d_shmp_attach_fd },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 117), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 104), (void *)_cffi_d_shmp_clone },
-  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_close },
-  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_create },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 111), (void *)_cffi_d_shmp_clone },
+  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_close },
+  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 131), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 99), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 138), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
-  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 85), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 126), (void *)_cffi_d_shmp_flags },
-  { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_from_env },
-  { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_list },
-  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_persist },
-  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_shmp_post_fork },
-  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 58), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 134), (void *)_cffi_d_shmp_provider_close },
-  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_provider_limits },
+  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_shmp_fileno },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 133), (void *)_cffi_d_shmp_flags },
+  { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_from_env },
+  { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 39), (void *)_cffi_d_shmp_list },
+  { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_shmp_locate },
+  { "shmp_open_fd", (void *)_cffi_f_shmp_open_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_open_fd },
+  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_persist },
+  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 53), (void *)_cffi_d_shmp_post_fork },
+  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 65), (void *)_cffi_d_shmp_pre_fork },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 141), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 69), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
-  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 123), (void *)_cffi_d_shmp_size },
-  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_to_env },
-  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 93), (void *)_cffi_d_shmp_users },
+  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_reap },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 130), (void *)_cffi_d_shmp_size },
+  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 95), (void *)_cffi_d_shmp_to_env },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 100), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -2605,7 +2759,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 140) },
+          _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2617,19 +2771,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 138) },
+               _CFFI_OP(_CFFI_OP_NOOP, 145) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 151) },
+             _CFFI_OP(_CFFI_OP_NOOP, 158) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 151) },
+                _CFFI_OP(_CFFI_OP_NOOP, 158) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 138) },
+              _CFFI_OP(_CFFI_OP_NOOP, 145) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2638,19 +2792,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
                 _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 151) },
+            _CFFI_OP(_CFFI_OP_NOOP, 158) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 143) },
+              _CFFI_OP(_CFFI_OP_NOOP, 150) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 143) },
+            _CFFI_OP(_CFFI_OP_NOOP, 150) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 140) },
+          _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 20) },
@@ -2669,38 +2823,38 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 144, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 151, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 145, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 152, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 146, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 153, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 147, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 154, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 7 },
-  { "shmp_provider", 148, _CFFI_F_OPAQUE,
+  { "shmp_provider", 155, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 149, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 156, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 17, 5 },
-  { "shmp_shmem", 150, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 157, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 142, _cffi_prim_int(4, 0),
+  { "$1", 149, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 144 },
-  { "shmp_error", 145 },
-  { "shmp_limits", 146 },
-  { "shmp_listed", 147 },
-  { "shmp_provider", 148 },
-  { "shmp_provider_options", 149 },
-  { "shmp_shmem", 150 },
-  { "shmp_user_visitor", 95 },
-  { "shmp_visitor", 34 },
+  { "shmp_description", 151 },
+  { "shmp_error", 152 },
+  { "shmp_limits", 153 },
+  { "shmp_listed", 154 },
+  { "shmp_provider", 155 },
+  { "shmp_provider_options", 156 },
+  { "shmp_shmem", 157 },
+  { "shmp_user_visitor", 102 },
+  { "shmp_visitor", 41 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -2710,12 +2864,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  48,  /* num_globals */
+  50,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  153,  /* num_types */
+  160,  /* num_types */
   0,  /* flags */
 };
 

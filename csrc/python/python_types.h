@@ -28,4 +28,7 @@ void shmpy_shmem_own(PyObject *self, shmp_shmem *handle);
 shmp_shmem *shmpy_shmem_pin(PyObject *self);
 void shmpy_shmem_unpin(PyObject *self);
 
+/* Lets go of what was sent to other processes and has been read, if anything was sent. */
+void shmpy_look(void);
+
 #endif
