@@ -6,8 +6,8 @@ at the message's number into the sender's *ledger*, a page of shared memory, and
 of this library. There is no thread. A process that ends while something has not been read leaves that to a *keeper*, a
 small process that ends when all was read, after a minute, or with the sender's parent.
 
-A segment is opened through ``/proc/<pid>/fd/<fd>``, that of its sender or whoever else has it (shmp_open_fd). Nothing is
-ever taken for it that is another one: the inode is in the message.
+A segment is opened through ``/proc/<pid>/fd/<fd>``, that of its sender or whoever else has it (shmp_open_fd). Another
+one is never taken for it: the message tells its inode.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from _thread import RLock
-from collections import deque
 
 from shmem_providers import _binding
 from shmem_providers._errors import InvalidIdError
@@ -26,8 +25,11 @@ from shmem_providers._shmem import ShMem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
     from typing import Any
+else:
+    from _collections import deque  # collections takes longer to import than all of this package
 
 _FAMILIES = ("multiprocessing", "multiprocess", "billiard")
 _LOKY = ("loky.backend.reduction", "joblib.externals.loky.backend.reduction")
@@ -40,8 +42,8 @@ _GRACE = 0.03  # seconds that a process's end waits for what is just being read
 _PATIENCE = 2.0  # the same where there can be no keeper
 _KEPT_FOR = 60  # seconds after the sender's end
 
-# What tells who can reach a segment must reach its ledger: those of one mechanism, but for names, which a killed process
-# leaves behind. Containers that share /dev/shm share System V memory, too.
+# Who can reach a segment must reach its ledger, which is of the same mechanism; but names stay behind when a process is
+# killed. Containers that share /dev/shm share System V memory, too.
 _LEDGERS = {"posix": ("sysv", "memfd", "posix")} if sys.platform == "linux" else {}
 
 _CLOSED = ValueError(
@@ -49,8 +51,8 @@ _CLOSED = ValueError(
     "first one's `with` or close() closes for all: pass chunksize=1, or do not close it in the task"
 )
 _CLOSED_EARLY = (
-    "this ShMem was closed before it was sent: queue.put() pickles in a thread, after it has returned: close it when it "
-    "has been received"
+    "this ShMem was closed before it was sent: queue.put() pickles in a thread, after it has returned: close it when "
+    "it has been received"
 )
 _LOST = "its sender was killed or ended long before this was read, or has let go of it after it was read once"
 _OTHER_NAMESPACE = (
@@ -182,7 +184,7 @@ class _Outbox:
             return kept.id, kept.locator, self.namespace, ledger.address, number
 
     def look(self, looks: int = _LOOKS) -> int:
-        """Let go of what has been read; gives how many messages have not. After `looks` of those it looks no further."""
+        """Let go of what has been read, up to `looks` messages that have not; gives how many those are in all."""
         with self.lock:
             if self.is_busy:
                 return len(self.unread)
@@ -398,8 +400,8 @@ def _leave_to_parent() -> bool:
     return True
 
 
-# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor or a System V id,
-# the path to remove at its end, or -, and its messages: "<line of the ledger>:<number>". Ledgers have none.
+# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor or a System V
+# id, the path to remove at its end, or -, and its messages: "<line of the ledger>:<number>". Ledgers have none.
 _KEEPER = r"""
 import os, select, signal, sys, time
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP): signal.signal(number, signal.SIG_IGN)
@@ -411,8 +413,8 @@ class Held:
         if kind == "sysv":
             import ctypes
             self.libc = ctypes.CDLL(None)
-            self.libc.shmat.restype, self.libc.shmat.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-            self.at, self.string_at, self.pointer = self.libc.shmat(int(what), None, 0), ctypes.string_at, ctypes.c_void_p
+            self.libc.shmat.restype = self.pointer = ctypes.c_void_p
+            self.at, self.string_at = self.libc.shmat(int(what), None, 0), ctypes.string_at
     def text(self):
         return self.string_at(self.at, 4096) if self.fd < 0 else os.pread(self.fd, 4096, 0)
     def let_go(self):
@@ -527,7 +529,7 @@ def _before_fork() -> None:
 
 
 def _in_child() -> None:
-    """What was sent before is the parent's to keep."""
+    """Begin anew: what was sent before is the parent's to keep."""
     _outbox.lock = RLock()
     _outbox.is_busy = False
     _outbox.namespace = 0
