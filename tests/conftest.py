@@ -23,8 +23,8 @@ TESTS = os.path.dirname(__file__)
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named"},
-    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle"},
+    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode"},
+    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "nop": set[str](),
 }
@@ -274,6 +274,7 @@ def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
     failures, before, names = request.session.testsfailed, state(), ownerless_names()
     yield
+    request.node.funcargs.clear()  # a closed segment whose memory was exported keeps it
     if request.session.testsfailed > failures:
         return  # its traceback keeps its segments alive
     deadline = time.monotonic() + 2

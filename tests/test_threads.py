@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import io
 import os
 import pickle
 import random
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from shmem_providers import ShMem, ShMemProvider, open_provider
+from shmem_providers import ShMem, ShMemDescription, ShMemProvider, available_providers, open_provider
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
 
@@ -118,7 +119,7 @@ class Storm:
 
     def attach(self, shm: ShMem, mine: int) -> None:
         with self.watch(self.provider.shmem_from_description(shm.description)) as other:
-            self.check(other)
+            self.check(other, bytes(256) if other.provider_name == "nop" else CONSTANT[:256])
 
     def clone(self, shm: ShMem, mine: int) -> None:
         with self.watch(self.provider.clone_ref(shm)) as other:
@@ -131,8 +132,7 @@ class Storm:
         except TypeError:
             assert shm.provider_name == "nop"
 
-    def check(self, other: ShMem) -> None:
-        expected = bytes(256) if other.provider_name == "nop" else CONSTANT[:256]
+    def check(self, other: ShMem, expected: bytes = CONSTANT[:256]) -> None:
         assert other[SIZE // 2 : SIZE // 2 + 256] == expected
 
     def describe(self, shm: ShMem, mine: int) -> None:
@@ -309,6 +309,95 @@ def test_a_provider_is_opened_and_dropped_by_all(provider: ShMemProvider) -> Non
     run_threads(use)
 
 
+LOOK = """
+import gc, sys, threading, time
+from shmem_providers import *
+
+class Mine(ShMem): # has a dict, and so gc knows its objects
+    pass
+
+class Provider(ShMemProvider):
+    _shmem_type = Mine
+    def __init__(self, *arguments): pass
+
+sys.setswitchinterval(1e-6)
+until = time.monotonic() + max(float(sys.argv[2]), 1)
+
+def make():
+    while time.monotonic() < until:
+        with Provider(sys.argv[1]).new_shmem(4096) as shm, shm_of(shm) as other:
+            repr(other)
+
+def shm_of(shm):
+    return provider.shmem_from_description(shm.description)
+
+provider = Provider(sys.argv[1])
+threads = [threading.Thread(target=make) for _ in range(3)]
+for thread in threads: thread.start()
+looked = 0
+while time.monotonic() < until:
+    for each in gc.get_objects(): # as memory profilers do
+        if isinstance(each, (ShMem, ShMemProvider)):
+            repr(each), each.fd_ids if isinstance(each, ShMemProvider) else (each.closed, each.size, each.readonly)
+            looked += 1
+for thread in threads: thread.join()
+assert looked
+"""
+
+
+def test_who_looks_at_all_objects_finds_no_half_made_one(provider: ShMemProvider, run_python: Any) -> None:
+    run_python(LOOK, provider.name, SECONDS)
+
+
+# Calls that must let other threads run. A segment that is made is given back, for its end lets them run, too.
+OUTSIDE_THE_GIL: dict[str, Callable[[ShMemProvider, ShMem, ShMemDescription], object]] = {
+    "new_shmem": lambda provider, shm, what: provider.new_shmem(1),
+    "shmem_from_id_and_size": lambda provider, shm, what: provider.shmem_from_id_and_size(what.id, 1),
+    "close": lambda provider, shm, what: provider.clone_ref(shm).close(),
+    "open": lambda provider, shm, what: ShMemProvider(provider.name),
+    "open std": lambda provider, shm, what: open_provider("std"),
+    "describe": lambda provider, shm, what: shm.description,
+    "env": lambda provider, shm, what: shm._env_description("X"),
+    "users": lambda provider, shm, what: shm._users(),
+    "limits": lambda provider, shm, what: provider._limits(),
+    "list": lambda provider, shm, what: provider._list(),
+    "reap": lambda provider, shm, what: provider._reap(True),
+}
+
+
+@pytest.mark.parametrize("call", OUTSIDE_THE_GIL)
+def test_a_call_lets_other_threads_run(call: str) -> None:
+    """A thread that wants the GIL, and is given it by nobody else: this one keeps it for an hour, but in the call."""
+    provider = open_provider("posix" if "posix" in available_providers() else available_providers()[0])
+    wanted, had, made = threading.Event(), threading.Event(), list[ShMem]()
+    with provider.new_shmem(4096) as shm:
+        act, what = OUTSIDE_THE_GIL[call], shm.description
+        try:
+            if isinstance(result := act(provider, shm, what), ShMem):
+                made.append(result)
+        except io.UnsupportedOperation as reason:
+            pytest.skip(str(reason))
+
+        def want() -> None:
+            wanted.wait()
+            had.set()
+
+        waiting = threading.Thread(target=want)
+        waiting.start()
+        sys.setswitchinterval(3600)
+        until = time.monotonic() + 5
+        wanted.set()
+        while not had.is_set() and time.monotonic() < until and len(made) < 500:
+            if isinstance(result := act(provider, shm, what), ShMem):
+                made.append(result)
+        was_given = had.is_set()
+        sys.setswitchinterval(1e-6)
+        waiting.join()
+        for each in made:
+            each.close()
+    assert was_given
+
+
 # ---- the end of an interpreter
 
 # How a program holds what it did not close, and whether the end of the program closes it.
@@ -326,6 +415,13 @@ HELD_AT_EXIT = {
     "a weak reference": ("end = weakref.finalize(shm, print); del shm; weakref.ref(provider)", True),
     "a finalizer": ("class F:\n    def __del__(self, shm=shm): shm.close(); assert shm.closed\nf = F(); del shm", True),
     "a thread": ("threading.Thread(target=lambda shm=shm: (time.sleep(0.1), shm[0])).start(); del shm", True),
+    "an ndarray": ("keep = shm_array(shm); shm.close(); del shm", True),
+    "an ndarray in a cycle": ("keep = [shm_array(shm), shm]; keep.append(keep); del keep, shm", True),
+    "an ndarray in a finalizer": (
+        "class F:\n    def __del__(self, a=shm_array(shm)): a[0] += 1; assert a[0]\n"
+        "f = F(); sys.f = F(); shm.close(); del shm",
+        True,
+    ),
     "a daemon thread": (
         "def use(shm, view):\n"
         "    while True: view[0] = shm[1]; shm[0:10]; provider.clone_ref(shm).close()\n"
@@ -339,17 +435,24 @@ from shmem_providers import *
 provider = open_provider({name!r})
 shm = provider.new_shmem(4096)
 print(shm.id, flush=True)
+def shm_array(shm):
+    import numpy
+    return numpy.ndarray((4096,), "u1", buffer=shm)
 {held}
 """
 
 
 @pytest.mark.parametrize("held", HELD_AT_EXIT)
-def test_an_interpreter_ends_with_an_open_segment(sharing: ShMemProvider, run_python: Any, held: str) -> None:
+def test_an_interpreter_ends_with_an_open_segment(
+    sharing: ShMemProvider, run_python: Any, held: str, missing: Callable[[str], NoReturn]
+) -> None:
     """It warns, if told to, and ends as always.
 
     What a daemon thread holds nobody can release: a posix name stays, as if the process had been killed.
     """
     statement, closes = HELD_AT_EXIT[held]
+    if "shm_array" in statement and not importlib.util.find_spec("numpy"):
+        missing("needs NumPy: pip install numpy")
     program = EXIT.format(name=sharing.name, held=statement)
     id = run_python(f"import warnings; warnings.simplefilter('ignore')\n{program}").split()[0]
     if not closes and sharing.name == "posix":

@@ -10,16 +10,17 @@
 #if SHMP_HAVE_MEMFD
 #include "backend/proc_id.h"
 #include "backend/unix.h"
+#include "core/table.h"
 
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct memfd_provider {
     shmp_provider base;
-    int is_noexec; /* the kernel knows MFD_NOEXEC_SEAL */
+    int is_noexec;             /* the kernel knows MFD_NOEXEC_SEAL */
+    unsigned long long device; /* of the kernel's own file system of memfds, but for those of huge pages */
 } memfd_provider;
 
 static int memfd_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
@@ -30,8 +31,11 @@ static int memfd_open(shmp_provider *provider, const shmp_provider_options *opti
     if (!self->is_noexec) fd = shmp__os_memfd_create(0);
     if (fd == -ENOSYS) return shmp__fail(reterr, SHMP_EUNAVAILABLE, "memfd_create", "needs Linux 3.17: open posix");
     if (fd < 0) return shmp__fail_os(reterr, fd, "memfd_create", "1 byte on trial");
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    self->device = file.device;
     (void)shmp__os_close(fd);
-    return 0;
+    return result;
 }
 
 static int set_up(shmp__mapping *mapping, int fd, shmp_error *reterr) {
@@ -80,6 +84,12 @@ static int map_meant(shmp__mapping *mapping, int fd, const shmp__proc_id *meant,
     return shmp__fd_map_checked(mapping, fd, &file, id, reterr);
 }
 
+/* Whether opening it does nothing but open it: not so with pipes, devices, files of /proc and /sys, and those that
+ * somebody watches. */
+static int is_of_memfds(const shmp_provider *provider, const shmp__os_file *file) {
+    return file->is_regular && (file->device == ((const memfd_provider *)provider)->device || file->granule);
+}
+
 /* Whether that is worth opening: it may be anything. */
 static int look_at(const shmp__mapping *mapping, int seen, const shmp__proc_id *meant, const char *id,
                    shmp_error *reterr) {
@@ -87,7 +97,8 @@ static int look_at(const shmp__mapping *mapping, int seen, const shmp__proc_id *
     int result = shmp__fd_stat(seen, &file, reterr);
     if (result < 0) return result;
     if (!is_meant(meant, &file)) return shmp__proc_fail_gone(meant, id, reterr);
-    if (!file.is_regular) return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is no shared memory", id);
+    if (!is_of_memfds(mapping->provider, &file))
+        return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is no shared memory", id);
     return shmp__check_user(mapping, file.user, "fstat", id, reterr);
 }
 
@@ -131,8 +142,8 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
     if (!*id || shmp__decimal_id(id) >= 0) return shmp__fd_attach(mapping, fd, id, reterr);
     if (!shmp__proc_id_parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a memfd id is <pid>.<fd>.<check>", id);
-    int own = shmp__os_dup(fd);
-    if (own < 0) return shmp__fail_os(reterr, own, "fcntl", "fd %d", fd);
+    int own = shmp__fd_dup(fd, reterr);
+    if (own < 0) return own;
     int result = map_meant(mapping, own, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(own);
     return result;
@@ -144,9 +155,9 @@ static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_
  * descriptor first can get to somebody else, and not at creation, which this would make a twentieth slower. */
 static void narrow(shmp__mapping *mapping) {
     shmp__fd_mapping *self = shmp__fd(mapping);
-    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_narrow)) return;
+    if (!(mapping->flags & SHMP_OWNER) || shmp__atomic_load(&self->is_told)) return;
     (void)shmp__os_chmod(self->fd, 0600); /* who has changed his user since cannot, and is not dumpable either */
-    shmp__atomic_add(&self->is_narrow, 1);
+    shmp__atomic_add(&self->is_told, 1);
 }
 
 static int memfd_fileno(const shmp__mapping *mapping) {
@@ -157,6 +168,12 @@ static int memfd_fileno(const shmp__mapping *mapping) {
 static int memfd_persist(shmp__mapping *mapping, shmp_error *reterr) {
     narrow(mapping);
     return shmp__fd_persist(mapping, reterr);
+}
+
+/* A copy is not the owner's, and may be handed out as well. */
+static int memfd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr) {
+    narrow((shmp__mapping *)(uintptr_t)of);
+    return shmp__fd_clone(of, mapping, reterr);
 }
 
 static int memfd_locate(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
@@ -177,47 +194,24 @@ static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], sh
 /* ---- Listing ---- */
 
 typedef struct listing {
+    const shmp_provider *provider;
     shmp_visitor visit;
     void *context;
     long pid;
-    unsigned long long *seen; /* inodes, hashed, as a segment has many descriptors; 0: free */
-    size_t count, room;       /* room: a power of 2 */
+    char command[SHMP__OS_COMMAND_ROOM]; /* of that process, once it is known */
+    shmp__table seen;                    /* inodes: a segment has many descriptors */
 } listing;
-
-static size_t place_of(const listing *list, unsigned long long inode) {
-    size_t at = (size_t)(inode * 0x9e3779b97f4a7c15ull >> 32) & (list->room - 1);
-    while (list->seen[at] && list->seen[at] != inode) at = (at + 1) & (list->room - 1);
-    return at;
-}
-
-static int grow(listing *list) {
-    listing larger = *list;
-    larger.room = list->room ? 2 * list->room : 256;
-    larger.seen = shmp__os_allocate(larger.room * sizeof *larger.seen);
-    if (!larger.seen) return -ENOMEM;
-    for (size_t i = 0; i < list->room; i++)
-        if (list->seen[i]) larger.seen[place_of(&larger, list->seen[i])] = list->seen[i];
-    free(list->seen);
-    *list = larger;
-    return 0;
-}
-
-/* 1: noted; 0: it was noted before; negative: memory is short. */
-static int note(listing *list, unsigned long long inode) {
-    if (list->count >= list->room / 2 && grow(list) < 0) return -ENOMEM;
-    size_t at = place_of(list, inode);
-    if (list->seen[at]) return 0;
-    list->seen[at] = inode;
-    list->count++;
-    return 1;
-}
 
 /* 1: it is a sealed memfd, not noted before; 0: it is not, or cannot be looked at. */
 static int look_over(listing *list, long fd, shmp__os_file *ret_file) {
     int seen = shmp__os_look_at_fd_of(list->pid, (int)fd);
     if (seen < 0) return shmp__os_passed_over(seen);
     int result = shmp__os_stat(seen, ret_file), opened = -1;
-    if (result == 0 && ret_file->is_regular) result = note(list, ret_file->inode);
+    /* those of huge pages are none of ours, and have inodes of their own */
+    if (result == 0 && is_of_memfds(list->provider, ret_file) && !ret_file->granule) {
+        result = shmp__table_put(&list->seen, ret_file->inode, 0);
+        if (result < 0) result = -ENOMEM;
+    }
     if (result == 1) {
         opened = shmp__os_open_seen(seen, 1);
         result = opened < 0 ? shmp__os_passed_over(opened) : shmp__os_size_is_sealed(opened) == 1;
@@ -238,9 +232,12 @@ static int visit_fd(void *context, long fd) {
     if (result == 1) result = look_over(list, fd, &file);
     if (result <= 0) return result;
     shmp_listed segment = {.struct_size = sizeof segment, .provider = "memfd", .size = file.size};
+    if (!list->command[0]) shmp__os_command_of(list->pid, list->command);
+    segment.command = list->command;
     segment.holder = list->pid;
     segment.user = (long long)file.user;
-    segment.is_alive = 1;
+    segment.age = shmp__os_now() - file.changed;
+    segment.is_alive = segment.is_ours = 1;
     if (!shmp__proc_id_write(list->pid, (int)fd, file.inode, segment.id)) segment.id[0] = 0;
     return list->visit(list->context, &segment);
 }
@@ -248,14 +245,14 @@ static int visit_fd(void *context, long fd) {
 static int visit_process(void *context, long pid) {
     listing *list = context;
     list->pid = pid;
+    list->command[0] = 0;
     return shmp__os_each_fd(pid, visit_fd, list);
 }
 
 static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
-    (void)provider;
-    listing list = {.visit = visit, .context = context};
+    listing list = {.provider = provider, .visit = visit, .context = context};
     int result = shmp__os_each_process(visit_process, &list);
-    free(list.seen);
+    shmp__table_free(&list.seen);
     return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;
 }
 
@@ -280,7 +277,7 @@ const shmp__ops shmp__memfd_ops = {
     .create = memfd_create_segment,
     .attach = memfd_attach,
     .attach_fd = memfd_attach_fd,
-    .clone = shmp__fd_clone,
+    .clone = memfd_clone,
     .close = shmp__fd_close,
     .unmap = shmp__fd_unmap,
     .fileno = memfd_fileno,

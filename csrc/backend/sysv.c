@@ -3,8 +3,9 @@
  * Lifetime: on Linux the segment is marked for removal right after it was attached. Others can still
  * attach by id while anyone is attached, so nothing survives SIGKILL but for one killed between
  * shmget and that mark, a few microseconds. Elsewhere nobody could attach any more, so the owner
- * marks it at close, and after SIGKILL it stays: ipcs, ipcrm. Cannot: a descriptor, survive exec of
- * its last user. */
+ * marks it at close, and after SIGKILL it stays: ipcs, ipcrm. One that lingers (SHMP_LINGER) is marked by the
+ * first who attaches, or by the owner's close. Until it is marked it has a key by which a reaper knows it. Cannot: a
+ * descriptor, survive exec of its last user. */
 #include "os/platform.h"
 #if SHMP_HAVE_SYSV
 #include "backend/unix.h"
@@ -19,9 +20,40 @@ typedef struct sysv_mapping {
 
 static int id_of(const shmp__mapping *mapping) { return ((const sysv_mapping *)mapping)->id; }
 
+typedef struct sysv_provider {
+    shmp_provider base;
+    shmp__atomic_uint salt; /* of the keys */
+} sysv_provider;
+
+/* ---- Keys: 6 bits that all of them have, 14 bits by chance, and 12 of a hash, so that nobody else's is taken for
+ * one of ours ---- */
+
+enum { OURS = 0x15, CHANCE_BITS = 14, HASH_BITS = 12, KEY_TRIES = 1000, MINUTE = 60 };
+
+static unsigned mix(unsigned hash, unsigned long long value) {
+    for (int i = 0; i < 8; i++) hash = (hash ^ (unsigned)(value >> 8 * i & 0xff)) * 16777619u; /* FNV */
+    return hash;
+}
+
+static int key_of(unsigned chance, size_t size, unsigned long creator, unsigned mode) {
+    chance &= (1u << CHANCE_BITS) - 1;
+    unsigned hash = mix(mix(mix(mix(2166136261u, chance), size), creator), mode);
+    hash = (hash ^ hash >> HASH_BITS) & ((1u << HASH_BITS) - 1);
+    return (int)((unsigned)OURS << (CHANCE_BITS + HASH_BITS) | chance << HASH_BITS | hash);
+}
+
+static int has_our_key(const shmp__os_segment *segment) {
+    unsigned chance = (unsigned)segment->key >> HASH_BITS;
+    return segment->key && segment->key == key_of(chance, segment->size, segment->creator, segment->mode);
+}
+
 static int sysv_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
-    (void)provider, (void)options;
-    if (shmp__os_shmget(0, 0600) != -ENOSYS) return 0; /* a size of 0 is EINVAL where there is SysV */
+    unsigned salt;
+    (void)options;
+    int result = shmp__os_random(&salt, sizeof salt);
+    if (result < 0) return shmp__fail_os(reterr, result, shmp__os_random_call, "%zu bytes for keys", sizeof salt);
+    shmp__atomic_set(&((sysv_provider *)provider)->salt, salt);
+    if (shmp__os_shmget(0, 0, 0600) != -ENOSYS) return 0; /* a size of 0 is EINVAL where there is SysV */
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "shmget", "this kernel is built without System V IPC: open posix");
 }
 
@@ -58,11 +90,23 @@ static int remove_segment(int id, shmp_error *reterr) {
     return failed < 0 ? shmp__fail_os(reterr, failed, "shmctl", "IPC_RMID of %d: ipcrm -m %d", id, id) : 0;
 }
 
+/* A forked child has its parent's salt, and so finds keys that are taken: the next one is tried. */
+static int get_new(const shmp__mapping *mapping) {
+    sysv_provider *provider = (sysv_provider *)mapping->provider;
+    unsigned mode = shmp__mode_of(mapping);
+    int id = -EEXIST;
+    for (int tries = 0; id == -EEXIST && tries < KEY_TRIES; tries++) {
+        unsigned chance = shmp__atomic_add(&provider->salt, 1);
+        id = shmp__os_shmget(key_of(chance, mapping->size, shmp__os_user(), mode), mapping->size, mode);
+    }
+    return id;
+}
+
 static int sysv_create(shmp__mapping *mapping, shmp_error *reterr) {
-    int id = shmp__os_shmget(mapping->size, shmp__mode_of(mapping));
+    int id = get_new(mapping);
     if (id < 0) return fail_shmget(mapping->size, id, reterr);
     int failed = map(mapping, id), result = 0, is_removed = 0;
-    if (failed < 0 || shmp__os_shm_attaches_removed) {
+    if (failed < 0 || (shmp__os_shm_attaches_removed && !(mapping->flags & SHMP_LINGER))) {
         result = remove_segment(id, reterr);
         is_removed = 1;
     }
@@ -87,6 +131,8 @@ static int check(shmp__mapping *mapping, const char *text, shmp_error *reterr) {
         return shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", id, segment.size,
                           mapping->size);
     if (mapping->flags & SHMP_WHOLE) mapping->size = segment.size;
+    /* it lingered, and has been attached to now: from here on it goes with its users */
+    if (shmp__os_shm_attaches_removed && has_our_key(&segment)) (void)shmp__os_shm_remove(id);
     return 0;
 }
 
@@ -110,7 +156,8 @@ static int sysv_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_erro
 }
 
 static int sysv_destroy(shmp__mapping *mapping, shmp_error *reterr) {
-    return shmp__os_shm_attaches_removed ? 0 : remove_segment(id_of(mapping), reterr); /* it was at creation */
+    int is_removed = shmp__os_shm_attaches_removed && !(mapping->flags & SHMP_LINGER);
+    return is_removed ? 0 : remove_segment(id_of(mapping), reterr);
 }
 
 static int sysv_unmap(shmp__mapping *mapping, shmp_error *reterr) {
@@ -126,6 +173,77 @@ static int sysv_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shm
 
 static int sysv_accepts(const char *id) { return shmp__decimal_id(id) >= 0; }
 
+/* ---- A look at the machine ---- */
+
+typedef struct sysv_walk {
+    shmp_visitor visit; /* may be NULL in a reap */
+    void *context;
+    int failure;
+    shmp_error *reterr;
+} sysv_walk;
+
+static int show(const sysv_walk *walk, const shmp__os_segment *segment, int is_ours) {
+    char command[SHMP__OS_COMMAND_ROOM];
+    shmp_listed listed = {.struct_size = sizeof listed, .provider = "sysv", .size = segment->size};
+    long holder = segment->attached && !shmp__os_has_ended(segment->creator_pid) ? segment->creator_pid : 0;
+    shmp__os_command_of(holder, command);
+    listed.command = command;
+    listed.holder = holder;
+    listed.user = (long long)segment->creator;
+    listed.age = shmp__os_now() - segment->changed;
+    listed.is_alive = segment->attached > 0;
+    listed.is_ours = is_ours;
+    snprintf(listed.id, sizeof listed.id, "%d", segment->id);
+    return walk->visit(walk->context, &listed);
+}
+
+static int list_one(void *context, const shmp__os_segment *segment) {
+    int is_ours = has_our_key(segment);
+    return is_ours || segment->is_removed ? show(context, segment, is_ours) : 0;
+}
+
+/* Whoever made it is between two calls for microseconds, or it lingers for a minute. */
+static int is_leftover(const shmp__os_segment *segment) {
+    unsigned long user = shmp__os_user();
+    return has_our_key(segment) && segment->user == user && segment->creator == user && segment->attached == 0 &&
+           shmp__os_has_ended(segment->creator_pid) &&
+           (segment->last_pid == 0 || shmp__os_has_ended(segment->last_pid)) &&
+           shmp__os_now() - segment->changed > MINUTE;
+}
+
+static int dry_reap_one(void *context, const shmp__os_segment *segment) {
+    const sysv_walk *walk = context;
+    return is_leftover(segment) && walk->visit ? show(walk, segment, 1) : 0;
+}
+
+static int reap_one(void *context, const shmp__os_segment *segment) {
+    sysv_walk *walk = context;
+    if (!is_leftover(segment)) return 0;
+    int result = shmp__os_shm_remove(segment->id);
+    if (result == -EINVAL || result == -EIDRM) return 0; /* gone */
+    if (result < 0) return walk->failure = shmp__fail_os(walk->reterr, result, "shmctl", "IPC_RMID of %d", segment->id);
+    return walk->visit ? show(walk, segment, 1) : 0;
+}
+
+static int walk_all(sysv_walk *walk, int (*visit)(void *context, const shmp__os_segment *segment)) {
+    int result = shmp__os_each_segment(visit, walk);
+    if (walk->failure) return walk->failure;
+    if (result == -EOPNOTSUPP)
+        return shmp__fail(walk->reterr, SHMP_EUNSUPPORTED, "shmp_list", "this system does not list sysv segments");
+    return result < 0 ? shmp__fail_os(walk->reterr, result, "shmctl", "SHM_INFO") : result;
+}
+
+static int sysv_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider;
+    return walk_all(&(sysv_walk){.visit = visit, .context = context, .reterr = reterr}, list_one);
+}
+
+static int sysv_reap(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context, shmp_error *reterr) {
+    (void)provider;
+    return walk_all(&(sysv_walk){.visit = visit, .context = context, .reterr = reterr},
+                    flags & SHMP_DRY_RUN ? dry_reap_one : reap_one);
+}
+
 static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     (void)provider;
     int result = shmp__os_shm_limits(&ret_limits->bytes, &ret_limits->segments);
@@ -138,9 +256,9 @@ static int sysv_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_er
 
 const shmp__ops shmp__sysv_ops = {
     .name = "sysv",
-    .create_flags = SHMP_RESERVE | SHMP__MODE,
+    .create_flags = SHMP_RESERVE | SHMP_LINGER | SHMP__MODE,
     .can = SHMP__CAN_SHARE | SHMP__CAN_AFL,
-    .provider_size = sizeof(shmp_provider),
+    .provider_size = sizeof(sysv_provider),
     .mapping_size = sizeof(sysv_mapping),
     .open = sysv_open,
     .accepts = sysv_accepts,
@@ -150,6 +268,8 @@ const shmp__ops shmp__sysv_ops = {
     .destroy = sysv_destroy,
     .unmap = sysv_unmap,
     .describe = sysv_describe,
+    .list = sysv_list,
+    .reap = sysv_reap,
     .users = shmp__unix_users,
     .limits = sysv_limits,
 };

@@ -34,6 +34,7 @@ int shmp__fd_map_checked(shmp__mapping *mapping, int fd, const shmp__os_file *fi
         return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is a pipe, socket, directory or device", id);
     int result = shmp__check_user(mapping, file->user, "fstat", id, reterr);
     if (result < 0) return result;
+    if (file->size == 0) return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" is empty", id);
     if (file->size < mapping->size)
         return shmp__fail(reterr, SHMP_ESIZE, "fstat", "\"%s\" has %llu bytes, the description says %zu", id,
                           file->size, mapping->size);
@@ -61,13 +62,18 @@ static int check_and_map(shmp__mapping *mapping, int fd, const char *id, shmp_er
     return shmp__fd_map_checked(mapping, fd, &file, id, reterr);
 }
 
+int shmp__fd_dup(int fd, shmp_error *reterr) {
+    int result = shmp__os_dup(fd);
+    if (result == -EBADF)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "fcntl",
+                          "this process has no fd %d: a descriptor id must be inherited or sent", fd);
+    return result < 0 ? shmp__fail_os(reterr, result, "fcntl", "fd %d", fd) : result;
+}
+
 int shmp__fd_attach(shmp__mapping *mapping, int number, const char *id, shmp_error *reterr) {
     char shown[SHMP__ID_SIZE];
-    int fd = shmp__os_dup(number);
-    if (fd == -EBADF)
-        return shmp__fail(reterr, SHMP_ENOTFOUND, "fcntl",
-                          "this process has no fd %d: a descriptor id must be inherited or sent", number);
-    if (fd < 0) return shmp__fail_os(reterr, fd, "fcntl", "fd %d", number);
+    int fd = shmp__fd_dup(number, reterr);
+    if (fd < 0) return fd;
     snprintf(shown, sizeof shown, "%d", number);
     int result = check_and_map(mapping, fd, *id ? id : shown, reterr);
     if (result < 0) (void)shmp__os_close(fd);

@@ -8,8 +8,8 @@
 typedef struct shmp__fd_mapping {
     shmp__mapping base;
     int fd;
-    char name[SHMP__ID_SIZE];    /* posix: "" has none */
-    shmp__atomic_uint is_narrow; /* memfd: nobody else's rights are left on it */
+    char name[SHMP__ID_SIZE];  /* posix: "" has none */
+    shmp__atomic_uint is_told; /* its permissions are set, as somebody else may have heard of it */
 } shmp__fd_mapping;
 
 static inline shmp__fd_mapping *shmp__fd(shmp__mapping *mapping) { return (shmp__fd_mapping *)mapping; }
@@ -23,6 +23,9 @@ int shmp__fd_map(shmp__mapping *mapping, int fd, shmp_error *reterr);
 /* The same for a descriptor that somebody else filled, after checking it: a regular file of somebody to be trusted, as
  * large as the description says. `file` is what fstat says of it. */
 int shmp__fd_map_checked(shmp__mapping *mapping, int fd, const shmp__os_file *file, const char *id, shmp_error *reterr);
+
+/* A duplicate of somebody's descriptor. */
+int shmp__fd_dup(int fd, shmp_error *reterr);
 
 /* Attaches to a descriptor of this process, by a duplicate. `id` is for messages; "" stands for the number. */
 int shmp__fd_attach(shmp__mapping *mapping, int number, const char *id, shmp_error *reterr);

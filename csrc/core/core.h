@@ -51,8 +51,9 @@ struct shmp_shmem {
 };
 
 enum {
-    SHMP__RETIRED = 0x8000, /* closed, but for the memory */
-    SHMP__KEEPS = 0x4000    /* see shmp__keep */
+    SHMP__RETIRED = 0x8000, /* in a handle's flags: closed, but for the memory */
+    SHMP__KEEPS = 0x4000,   /* the same: see shmp__keep */
+    SHMP__OWN_FLAG = 0x8000 /* in a mapping's: the mechanism's own */
 };
 
 /* One mechanism. A function returns 0 or what shmp__fail returned; what it took before failing it has released.
@@ -76,6 +77,7 @@ struct shmp__ops {
     int (*create)(shmp__mapping *mapping, shmp_error *reterr); /* * but for one that routes; so are the others */
     int (*create_named)(shmp__mapping *mapping, const char *name, shmp_error *reterr);
     int (*attach)(shmp__mapping *mapping, const char *id, shmp_error *reterr);            /* * */
+    int (*attach_name)(shmp__mapping *mapping, const char *name, shmp_error *reterr);     /* of any length */
     int (*attach_fd)(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr); /* id: "" is not known */
     int (*clone)(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *reterr); /* NULL: clones always share */
     int (*destroy)(shmp__mapping *mapping, shmp_error *reterr); /* the owner closes; NULL: it goes with its users */
@@ -88,6 +90,7 @@ struct shmp__ops {
     int (*locate)(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
     int (*open_fd)(const shmp__mapping *mapping, const char *id, shmp_error *reterr);
     int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
+    int (*unlink)(shmp_provider *provider, const char *name, shmp_error *reterr);
     int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,
                 shmp_error *reterr); /* NULL: its segments never outlive their users */
     int (*users)(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr);

@@ -67,3 +67,12 @@ int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shm
         shmp__env_parse(name, shmp__os_getenv(name, id), shmp__os_getenv(name_of_size, size), &description, reterr);
     return result < 0 ? result : shmp_attach(provider, &description, flags, ret_shmem, reterr);
 }
+
+int shmp_unset_env(const char *name, shmp_error *reterr) {
+    char name_of_size[256];
+    int result = size_name(name_of_size, sizeof name_of_size, name, reterr);
+    if (result < 0) return result;
+    shmp__os_unsetenv(name);
+    shmp__os_unsetenv(name_of_size);
+    return 0;
+}

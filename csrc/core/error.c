@@ -47,7 +47,7 @@ int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char
         fill(reterr, SHMP_EOS, os_error, call, format, values);
         va_end(values);
         size_t used = strlen(reterr->message);
-        snprintf(reterr->message + used, sizeof reterr->message - used, "%s", shmp__os_remedy(os_error));
+        snprintf(reterr->message + used, sizeof reterr->message - used, "%s", shmp__os_remedy(call, os_error));
     }
     return -SHMP_EOS;
 }

@@ -72,7 +72,7 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
         provider->inner = options->inner;
         shmp__atomic_add(&provider->inner->references, 1);
     }
-    result = mark_process(provider, reterr);
+    result = ops->route ? 0 : mark_process(provider, reterr); /* handles are of those it routes to */
     if (result == 0 && ops->open) result = ops->open(provider, options, reterr);
     if (result < 0)
         release(provider);
@@ -133,17 +133,20 @@ static int open_std(const char *wanted, const shmp_provider_options *options, sh
     return result;
 }
 
-/* Structs that grow at their end, in both directions: a caller of today's header and one of a later. */
+/* Structs grow at their end, in both directions: callers have an older header, whose later members are taken for zero
+ * and not filled in, or a newer one. This is the size since 0.2, by the member that was the last then. */
+#define LEAST_SIZE(type, last) (offsetof(type, last) + sizeof(((type *)0)->last))
+
 static int take_options(const shmp_provider_options *given, shmp_provider_options *ret_options, shmp_error *reterr) {
-    size_t known = sizeof *ret_options;
-    if (given->struct_size < known)
+    size_t known = sizeof *ret_options, size = given->struct_size;
+    if (size < LEAST_SIZE(shmp_provider_options, address))
         return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size", "%zu: set it to sizeof(shmp_provider_options)",
-                          given->struct_size);
-    for (size_t i = known; i < given->struct_size; i++)
+                          size);
+    for (size_t i = known; i < size; i++)
         if (((const unsigned char *)given)[i])
             return shmp__fail(reterr, SHMP_EINVAL, "options", "byte %zu is set: library %s does not know that option",
                               i, SHMP_VERSION);
-    memcpy(ret_options, given, known);
+    memcpy(ret_options, given, size < known ? size : known);
     return 0;
 }
 
@@ -201,6 +204,7 @@ int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);
+    if (shmp__os_is_untold(result)) return 0; /* such as a /proc that has processes only */
     if (result < 0)
         return shmp__fail_os(reterr, result, shmp__os_memory_call, "\"%s\": free memory", shmp__os_memory_call);
     if (bytes < limits->bytes) limits->bytes = bytes;
@@ -209,14 +213,14 @@ int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
 
 int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     if (!provider || !ret_limits) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_limits", "NULL argument");
-    if (ret_limits->struct_size < sizeof *ret_limits)
-        return shmp__fail(reterr, SHMP_EINVAL, "limits.struct_size", "%zu: set it to sizeof(shmp_limits)",
-                          ret_limits->struct_size);
-    shmp_limits limits = {.struct_size = sizeof limits};
+    size_t room = ret_limits->struct_size;
+    if (room < LEAST_SIZE(shmp_limits, advice))
+        return shmp__fail(reterr, SHMP_EINVAL, "limits.struct_size", "%zu: set it to sizeof(shmp_limits)", room);
+    shmp_limits limits = {.struct_size = room < sizeof limits ? room : sizeof limits};
     provider = chosen(provider);
     int result = provider->ops->limits(provider, &limits, reterr);
     if (limits.bytes > PTRDIFF_MAX) limits.bytes = PTRDIFF_MAX; /* a 32-bit process on a larger machine */
-    if (result == 0) *ret_limits = limits;
+    if (result == 0) memcpy(ret_limits, &limits, limits.struct_size);
     return result;
 }
 

@@ -7,7 +7,8 @@
 #include <string.h>
 
 enum {
-    CREATE_FLAGS = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP__MODE,
+    CREATE_FLAGS = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP__MODE,
+    NAMED_FLAGS = CREATE_FLAGS | SHMP_KEEP | SHMP_EXIST_OK,
     ATTACH_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER,
     CLONE_FLAGS = SHMP_READ_ONLY | SHMP_INHERIT
 };
@@ -73,6 +74,7 @@ static int undo(shmp__mapping *mapping, shmp_error *reterr) {
 /* The last step of whatever makes a mapping: `result` is the mechanism's. */
 static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_error *reterr) {
     shmp__mapping *mapping = shmem->mapping;
+    shmem->flags = mapping->flags & (SHMP_READ_ONLY | SHMP_OWNER); /* SHMP_EXIST_OK may have found one */
     if (result == 0 && mapping->flags & SHMP_INHERIT) {
         result = shmp_persist(shmem, reterr);
         if (result < 0) {
@@ -109,6 +111,18 @@ static shmp_provider *route(shmp_provider *provider, const char *id, shmp_error 
     return provider->ops->route ? provider->ops->route(provider, id, reterr) : provider;
 }
 
+/* To whichever attaches to that id. */
+static int route_to(shmp_provider **provider, const char *id, shmp_error *reterr) {
+    shmp_error why;
+    shmp_provider *found = route(*provider, id, &why);
+    if (found) {
+        *provider = found;
+        return 0;
+    }
+    if (reterr) *reterr = why;
+    return why.code;
+}
+
 int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
     int result = check(provider, size, flags, CREATE_FLAGS | page_size_flags, ret_shmem, "shmp_create", reterr);
     return result < 0 ? result : create(route(provider, NULL, NULL), NULL, size, flags, ret_shmem, reterr);
@@ -117,7 +131,7 @@ int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem
 int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                       shmp_error *reterr) {
     char id[SHMP__ID_SIZE];
-    int result = check(provider, size, flags, CREATE_FLAGS | page_size_flags, ret_shmem, "shmp_create_named", reterr);
+    int result = check(provider, size, flags, NAMED_FLAGS | page_size_flags, ret_shmem, "shmp_create_named", reterr);
     if (result < 0) return result;
     if (!name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_create_named", "NULL argument");
     provider = route(provider, NULL, NULL);
@@ -147,15 +161,17 @@ int shmp_attach(shmp_provider *provider, const shmp_description *description, un
     size_t size;
     int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach", id, &size, reterr);
     if (result < 0) return result;
-    shmp_error why;
-    provider = route(provider, id, &why);
-    if (!provider) {
-        if (reterr) *reterr = why;
-        return why.code;
-    }
+    result = route_to(&provider, id, reterr);
+    if (result < 0) return result;
     shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
     if (!shmem) return -SHMP_ENOMEM;
     return finish(shmem, provider->ops->attach(shmem->mapping, id, reterr), ret_shmem, reterr);
+}
+
+/* By the id, as shmp_attach; what has no descriptors, such as sysv for a number, is not meant. */
+static shmp_provider *route_fd(shmp_provider *provider, const char *id) {
+    shmp_provider *meant = *id ? route(provider, id, NULL) : NULL;
+    return meant && meant->ops->attach_fd ? meant : route(provider, NULL, NULL);
 }
 
 int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
@@ -164,7 +180,7 @@ int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *desc
     size_t size;
     int result = check_attach(provider, description, flags, ret_shmem, "shmp_attach_fd", id, &size, reterr);
     if (result < 0) return result;
-    provider = route(provider, NULL, NULL);
+    provider = route_fd(provider, id);
     if (fd < 0) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach_fd", "fd %d", fd);
     if (!provider->ops->attach_fd)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_attach_fd", "%s segments are no descriptors",
@@ -172,6 +188,30 @@ int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *desc
     shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
     if (!shmem) return -SHMP_ENOMEM;
     return finish(shmem, provider->ops->attach_fd(shmem->mapping, fd, id, reterr), ret_shmem, reterr);
+}
+
+int shmp_attach_name(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
+                     shmp_error *reterr) {
+    if (flags & SHMP_WHOLE) size = 1;
+    int result = check(provider, size, flags, ATTACH_FLAGS, ret_shmem, "shmp_attach_name", reterr);
+    if (result < 0) return result;
+    if (!name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_attach_name", "NULL argument");
+    result = route_to(&provider, name, reterr);
+    if (result < 0) return result;
+    if (!provider->ops->attach_name)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_attach_name", "%s has no names: open posix",
+                          provider->ops->name);
+    shmp_shmem *shmem = new_mapping(provider, size, flags, reterr);
+    if (!shmem) return -SHMP_ENOMEM;
+    return finish(shmem, provider->ops->attach_name(shmem->mapping, name, reterr), ret_shmem, reterr);
+}
+
+int shmp_unlink(shmp_provider *provider, const char *name, shmp_error *reterr) {
+    if (!provider || !name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_unlink", "NULL argument");
+    int result = route_to(&provider, name, reterr);
+    if (result < 0) return result;
+    if (provider->ops->unlink) return provider->ops->unlink(provider, name, reterr);
+    return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_unlink", "%s has no names: open posix", provider->ops->name);
 }
 
 static int share(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
@@ -209,6 +249,8 @@ int shmp__keep(const shmp_shmem *of, shmp_shmem **ret_shmem, shmp_error *reterr)
     return 0;
 }
 
+/* ---- Closing: all steps are taken, and the first error is returned ---- */
+
 /* Whether closing this handle is what destroys the segment. */
 static int is_last_owner(shmp_shmem *shmem) {
     shmp__atomic_uint *kept = &shmem->mapping->kept;
@@ -217,30 +259,46 @@ static int is_last_owner(shmp_shmem *shmem) {
     return shmem->flags & SHMP_OWNER && shmp__atomic_add(kept, 1) == 0;
 }
 
-int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
-    shmp__mapping *mapping = shmem->mapping;
+static int destroy(shmp_shmem *shmem, shmp_error *reterr) {
     const shmp__ops *ops = ops_of(shmem);
-    int result = is_last_owner(shmem) && ops->destroy ? ops->destroy(mapping, reterr) : 0;
-    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
-    if (shmp__atomic_sub(&mapping->open, 1) != 1 || !ops->close) return result;
-    int failed = ops->close(mapping, result < 0 ? NULL : reterr);
-    return result < 0 ? result : failed;
+    return is_last_owner(shmem) && ops->destroy ? ops->destroy(shmem->mapping, reterr) : 0;
 }
 
-static int let_go(shmp__mapping *mapping, shmp_error *reterr) {
-    if (shmp__atomic_sub(&mapping->held, 1) != 1) return 0;
+static int close_mapping(shmp__mapping *mapping, shmp_error *reterr) {
+    const shmp__ops *ops = mapping->provider->ops;
+    return shmp__atomic_sub(&mapping->open, 1) == 1 && ops->close ? ops->close(mapping, reterr) : 0;
+}
+
+static int unmap(shmp__mapping *mapping, shmp_error *reterr) {
     int result = mapping->data ? mapping->provider->ops->unmap(mapping, reterr) : 0;
-    shmp_provider_close(mapping->provider);
-    free(mapping);
+    mapping->data = NULL;
     return result;
+}
+
+int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
+    int result = destroy(shmem, reterr);
+    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
+    int failed = close_mapping(shmem->mapping, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
 }
 
 int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return 0;
-    int result = shmem->flags & SHMP__RETIRED ? 0 : shmp__retire(shmem, reterr);
-    int failed = let_go(shmem->mapping, result < 0 ? NULL : reterr);
+    shmp__mapping *mapping = shmem->mapping;
+    int is_open = !(shmem->flags & SHMP__RETIRED), result = is_open ? destroy(shmem, reterr) : 0, failed = 0;
+    if (shmp__atomic_load(&mapping->held) == 1)
+        failed = unmap(mapping, result < 0 ? NULL : reterr); /* nobody shares it */
+    if (result == 0) result = failed;
+    failed = is_open ? close_mapping(mapping, result < 0 ? NULL : reterr) : 0;
+    if (result == 0) result = failed;
+    if (shmp__atomic_sub(&mapping->held, 1) == 1) {
+        failed = unmap(mapping, result < 0 ? NULL : reterr);
+        if (result == 0) result = failed;
+        shmp_provider_close(mapping->provider);
+        free(mapping);
+    }
     free(shmem);
-    return result < 0 ? result : failed;
+    return result;
 }
 
 int shmp__is_made_here(const shmp_shmem *shmem) {
@@ -305,7 +363,9 @@ int shmp_persist(shmp_shmem *shmem, shmp_error *reterr) {
 
 int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr) {
     if (!shmem || !visit) return shmp__fail(reterr, SHMP_EINVAL, "shmp_users", "NULL argument");
-    if (!ops_of(shmem)->users || !shmem->data)
+    if (ops_of(shmem)->users && !shmem->data)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "it is not mapped (SHMP_UNMAPPED)");
+    if (!ops_of(shmem)->users)
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_users", "this system does not tell who maps what");
     return ops_of(shmem)->users(shmem->mapping, visit, context, reterr);
 }

@@ -167,13 +167,16 @@ SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 
 /* ---- Segments ---------------------------------------------------------------------------- */
 
-#define SHMP_READ_ONLY 0x1 /* attach: map it read-only (a guard against mistakes, not enemies) */
-#define SHMP_RESERVE 0x2   /* create: take all memory now, as dear as touching every page */
-#define SHMP_INHERIT 0x4   /* create, attach: as shmp_persist() */
-#define SHMP_WHOLE 0x8     /* attach: map all that the segment has; the description's size is not looked at */
-#define SHMP_ANY_USER 0x10 /* attach: also to a segment that is neither this user's nor root's */
-#define SHMP_UNMAPPED 0x20 /* create: do not map it; for who hands out descriptors (memfd, posix, win32) */
-#define SHMP_OWNER 0x100   /* shmp_flags() only: this handle created it, in this process */
+#define SHMP_READ_ONLY 0x1  /* attach: map it read-only (a guard against mistakes, not enemies) */
+#define SHMP_RESERVE 0x2    /* create: take all memory now, as dear as touching every page */
+#define SHMP_INHERIT 0x4    /* create, attach: as shmp_persist() */
+#define SHMP_WHOLE 0x8      /* attach: map all that the segment has; the description's size is not looked at */
+#define SHMP_ANY_USER 0x10  /* attach: also to a segment that is neither this user's nor root's */
+#define SHMP_UNMAPPED 0x20  /* create: do not map it; for who hands out descriptors (memfd, posix, win32) */
+#define SHMP_LINGER 0x40    /* create: if the creator is killed, leave it a minute to be attached to (posix, sysv) */
+#define SHMP_KEEP 0x80      /* create, named: it stays until shmp_unlink(), whoever closes or ends */
+#define SHMP_OWNER 0x100    /* shmp_flags() only: this handle created it, in this process */
+#define SHMP_EXIST_OK 0x200 /* create, named: attach to it if it is there; shmp_flags() tells who made it */
 /* The upper half of the flags has numbers: SHMP_MODE(), and above it the log2 of a page size, as MFD_HUGE_... have
  * it, which no provider takes yet. */
 
@@ -185,7 +188,7 @@ typedef struct shmp_description {
 
 /** Create a segment and map it read-write. Its memory is zero.
  *  @param size   bytes, at least 1; the mapping is rounded up to pages, shmp_size() is not.
- *  @param flags  SHMP_RESERVE, SHMP_INHERIT, SHMP_UNMAPPED, SHMP_MODE().
+ *  @param flags  SHMP_RESERVE, SHMP_INHERIT, SHMP_UNMAPPED, SHMP_LINGER, SHMP_MODE().
  *  Owns: the caller; release with shmp_close(), which destroys the segment for good when the
  *  last process that attached to it has let go.
  *  Full memory: win32 takes all of it here. memfd and sysv draw on memory, posix on its file system
@@ -199,11 +202,16 @@ typedef struct shmp_description {
 SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                          shmp_error *reterr);
 
-/** Create a segment under a name of the caller's choice (posix only).
- *  @param name  '/' and 1 to 18 printable ASCII characters without another '/'; "/shmp_..." is
- *               kept for shmp_create. Fails with os_error EEXIST when it is taken. No other
- *               process ever removes such a name for you after SIGKILL.
- *  @return as shmp_create(); -SHMP_EID a name that cannot be; -SHMP_EUNSUPPORTED. Since 0.1. */
+/** Create a segment under a name of the caller's choice (posix only). Others see the name when the segment has its
+ *  size, its permissions and its memory, and not before (macOS, BSD: it is there a moment before its size is, for which
+ *  shmp_attach() waits a second).
+ *  @param name   '/' and 1 to 18 printable ASCII characters without another '/'; "/shmp_..." is
+ *                kept for shmp_create. No other process ever removes such a name for you after SIGKILL.
+ *  @param flags  as shmp_create(); SHMP_EXIST_OK: make it, or attach to it if it is there, whoever is first. What is
+ *                there must have that size, and be this user's or root's. A leftover, which this library made, whose
+ *                users have all ended and which is not kept, is made anew. SHMP_KEEP: it outlives its creator.
+ *  @return as shmp_create(); -SHMP_EOS with os_error EEXIST: it is taken; -SHMP_EID a name that cannot be, or something
+ *          else has it; -SHMP_ESIZE it is there with another size; -SHMP_EUNSUPPORTED. Since 0.1. */
 SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t size, unsigned flags,
                                shmp_shmem **ret_shmem, shmp_error *reterr);
 
@@ -214,6 +222,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
  *  shmp_close(). Attaching with nop gives fresh private memory.
  *  Others can change and truncate what is theirs: a memfd, posix or sysv segment is taken only if it is this
  *  user's (the effective one) or root's, unless SHMP_ANY_USER says that its user is trusted. win32 cannot tell.
+ *  Inside a user namespace all users that it does not map are 65534: who runs as that cannot tell them from himself.
  *  Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
  *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
@@ -243,6 +252,18 @@ SHMP_API int shmp_open_fd(shmp_provider *provider, const char *id, unsigned flag
  *  @return as shmp_attach(). Since 0.2. */
 SHMP_API int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
                             shmp_shmem **ret_shmem, shmp_error *reterr);
+
+/** Attach to a name of any length that the system takes (posix), such as another library's. A name that is too long for
+ *  an id leaves the handle without one.
+ *  @param size  bytes to map; SHMP_WHOLE does not look at it.
+ *  @return as shmp_attach(). Since 0.2. */
+SHMP_API int shmp_attach_name(shmp_provider *provider, const char *name, size_t size, unsigned flags,
+                              shmp_shmem **ret_shmem, shmp_error *reterr);
+
+/** Remove a name, whoever made it and whether or not it is used (posix). Who is attached keeps the memory.
+ *  @return 0; -SHMP_ENOTFOUND; -SHMP_EID it cannot be a name, or is no shared memory; -SHMP_EUNSUPPORTED;
+ *          -SHMP_EINVAL; -SHMP_EOS, such as os_error EPERM of another user's. Since 0.2. */
+SHMP_API int shmp_unlink(shmp_provider *provider, const char *name, shmp_error *reterr);
 
 /** Make another handle on a segment, with the same rights: it shares the mapping, the descriptor and the id, which stay
  *  until the last such handle is closed, and takes no call of the system. It is never the owner.
@@ -301,16 +322,24 @@ SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *
 SHMP_API int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,
                            shmp_error *reterr);
 
+/** Unset <name> and <name>_SIZE.
+ *  @return 0; -SHMP_EINVAL. Since 0.2. */
+SHMP_API int shmp_unset_env(const char *name, shmp_error *reterr);
+
 /* ---- A look at the machine ---------------------------------------------------------------- */
 
 /** A segment of this library, of any process. It may grow at its end: look at struct_size before what came later. */
 typedef struct shmp_listed {
     size_t struct_size;
-    const char *provider; /* "memfd", "posix" */
+    const char *provider; /* "memfd", "posix", "sysv" */
+    const char *command;  /* the holder's; "" is unknown */
     unsigned long long size;
     long long holder; /* a pid that holds it, as this process sees pids; 0 is unknown */
     long long user;   /* whose it is */
-    int is_alive;     /* 0: a leftover, which shmp_reap removes */
+    long long age;    /* seconds since it was made or last given away; -1 is unknown */
+    int is_alive;     /* 0: nobody holds it */
+    int is_kept;      /* SHMP_KEEP */
+    int is_ours;      /* 0: it cannot be told whether this library made it */
     char id[20];
 } shmp_listed;
 
@@ -320,16 +349,19 @@ typedef int (*shmp_visitor)(void *context, const shmp_listed *segment);
 
 /** Visit the segments that a provider's mechanism holds on this machine. Other users' are visible
  *  to root only.
- *  @return 0; what the visitor returned; -SHMP_EUNSUPPORTED sysv, whose segments cannot be told
- *          from other programs', and systems that do not list them; -SHMP_EINVAL; -SHMP_EOS. Since 0.1. */
+ *  memfd: all that are open anywhere. posix: those with a name, also of the caller's choice. sysv: those that linger or
+ *  were left over, and all that are marked for removal, as this library's are while they live (is_ours is 0).
+ *  @return 0; what the visitor returned; -SHMP_EUNSUPPORTED systems that do not list them; -SHMP_EINVAL;
+ *          -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
 
 #define SHMP_DRY_RUN 0x1 /* reap: visit what would be removed, and remove nothing */
 
-/** Remove what killed processes left over: posix names that shmp_create made and whose owner, and
- *  every process it forked, has ended. Opening a posix provider does the same. What lives is never
- *  removed, nor are names a caller chose. A name without a size, of a process killed between two
- *  calls, is a leftover after a minute.
+/** Remove what killed processes left over: posix names that shmp_create made and that no process holds any more,
+ *  which opening a posix provider does as well; and sysv segments of this user that this library made, nobody is
+ *  attached to and whose last users have ended a minute ago. What lives is never removed, nor are names a caller chose.
+ *  A name without a size, of a process killed between two calls, is a leftover after a minute, and so is what lingers,
+ *  from when it was first found without a holder.
  *  @param visit  called for each one; may be NULL.
  *  @return 0; what the visitor returned; -SHMP_EINVAL; -SHMP_EUNSUPPORTED as shmp_list(); -SHMP_EOS,
  *          such as a file system without flock. Since 0.1. */
@@ -353,8 +385,9 @@ SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
 
-/** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the umask is
- *  not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. */
+/** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the
+ *  umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. Who may
+ * write to a posix segment may truncate it, too, and what is then touched beyond its end raises SIGBUS. */
 #define SHMP_MODE(mode) (((unsigned)(mode)&0777u) << 16)
 
 /** Refuse a library of another ABI than that of the header a program was compiled with. For programs that link

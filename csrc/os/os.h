@@ -31,9 +31,11 @@ int shmp__os_dup(int fd);
 
 /* Bytes of memory that programs can still get. */
 int shmp__os_free_memory(unsigned long long *ret_bytes);
+/* Whether such an error says that this machine does not tell. */
+int shmp__os_is_untold(int error);
 extern const char shmp__os_memory_call[]; /* what tells it, for messages */
 
-/* What a user can do about an error, whichever call gave it: "; ..." or "". */
-const char *shmp__os_remedy(int os_error);
+/* What a user can do about an error of that call: "; ..." or "". */
+const char *shmp__os_remedy(const char *call, int os_error);
 
 #endif

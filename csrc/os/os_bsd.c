@@ -89,15 +89,24 @@ int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     return 1; /* it cannot be told */
 }
 
-/* macOS has no numbers to compare. */
-int shmp__os_shm_is(const char *name, const shmp__os_file *file) {
-    shmp__os_file found;
-    if (file->inode == 0) return 1;
-    int fd = shmp__os_shm_open(name, 0, 1);
-    if (fd < 0) return fd == -ENOENT ? 0 : fd;
-    int result = shmp__os_stat(fd, &found);
-    (void)shmp__os_close(fd);
-    return result < 0 ? result : found.inode == file->inode && found.device == file->device;
+int shmp__os_is_open_elsewhere(int fd) {
+    (void)fd;
+    return -EOPNOTSUPP;
+}
+
+int shmp__os_mark(int fd, unsigned mark) {
+    (void)fd, (void)mark;
+    return -EOPNOTSUPP;
+}
+
+unsigned shmp__os_mark_of(int fd) {
+    (void)fd;
+    return 0;
+}
+
+int shmp__os_shm_rename(const char *name, const char *new_name) {
+    (void)name, (void)new_name;
+    return -EOPNOTSUPP;
 }
 
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context) {
@@ -105,13 +114,33 @@ int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *
     return -EOPNOTSUPP;
 }
 
-long shmp__os_lock_owner(const shmp__os_file *file) {
-    (void)file;
+int shmp__os_find_holders(shmp__os_holder *holders, size_t count) {
+    (void)holders, (void)count;
     return 0;
+}
+
+void shmp__os_command_of(long pid, char ret_command[SHMP__OS_COMMAND_ROOM]) {
+    (void)pid;
+    ret_command[0] = 0;
 }
 
 #if SHMP_HAVE_SYSV
 const int shmp__os_shm_attaches_removed = 0;
+
+int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
+    struct shmid_ds segment;
+    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
+    *ret_segment = (shmp__os_segment){.id = id,
+                                      .size = (size_t)segment.shm_segsz,
+                                      .user = (unsigned long)segment.shm_perm.uid,
+                                      .creator = (unsigned long)segment.shm_perm.cuid};
+    return 0;
+}
+
+int shmp__os_each_segment(int (*visit)(void *context, const shmp__os_segment *segment), void *context) {
+    (void)visit, (void)context;
+    return -EOPNOTSUPP;
+}
 
 #if defined(__OpenBSD__)
 const char shmp__os_sysctl[] = "kern.shminfo.";

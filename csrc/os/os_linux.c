@@ -11,15 +11,17 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <signal.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #if SHMP_HAVE_SYSV
 #include <sys/shm.h>
 #endif
 #if defined(__ANDROID__) /* its libc has these only from API 28 and 30 */
 #include <linux/memfd.h>
-#include <sys/syscall.h>
 #define getrandom(bytes, length, flags) syscall(SYS_getrandom, bytes, length, flags)
 #define memfd_create(name, flags) (int)syscall(SYS_memfd_create, name, flags)
 #else
@@ -75,7 +77,7 @@ int shmp__os_populate(void *data, size_t size) { return advise(data, size, MADV_
 
 int shmp__os_memfd_create(int noexec) {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (noexec ? MFD_NOEXEC_SEAL : 0);
-    return result_of(SYS(memfd_create, ("shmem_providers", flags)));
+    return shmp__os_above_stdio(SYS(memfd_create, ("shmem_providers", flags)));
 }
 
 int shmp__os_seal_size(int fd) {
@@ -97,12 +99,28 @@ long shmp__os_proc_pid(void) {
 }
 
 /* O_PATH: whoever else's descriptor it is, nothing is opened with this process's rights. */
-int shmp__os_look_at_fd_of(long pid, int fd) {
-    char path[48];
+static int look_in(const char *folder, int fd) {
+    char path[80];
     int result;
-    snprintf(path, sizeof path, "/proc/%ld/fd/%d", pid, fd);
+    snprintf(path, sizeof path, "%sfd/%d", folder, fd);
     RETRIED(result, SYS(open, (path, O_PATH | O_CLOEXEC)));
-    return result_of(result);
+    return shmp__os_above_stdio(result);
+}
+
+static int look_in_thread(void *context, const char *folder) {
+    int *fd = context, seen = look_in(folder, *fd);
+    if (seen < 0) return seen == -ENOENT ? 0 : seen;
+    *fd = seen;
+    return 1;
+}
+
+int shmp__os_look_at_fd_of(long pid, int fd) {
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int seen = look_in(folder, fd);
+    if (seen != -ENOENT) return seen;
+    int found = shmp__os_each_thread(pid, look_in_thread, &fd);
+    return found > 0 ? fd : found < 0 ? found : -ENOENT;
 }
 
 int shmp__os_open_seen(int seen, int read_only) {
@@ -116,7 +134,7 @@ int shmp__os_open_seen(int seen, int read_only) {
         RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)));
         if (result >= 0 || errno != ENOENT) break;
     }
-    return result_of(result);
+    return shmp__os_above_stdio(result);
 }
 
 #if SHMP_HAVE_POSIX
@@ -125,21 +143,101 @@ const int shmp__os_shm_is_listed = 1;
 
 int shmp__os_is_in_shm_place(const shmp__os_file *file) {
     struct stat place;
-    return stat(shmp__os_shm_place, &place) == 0 && (unsigned long long)place.st_dev == file->device;
+    return SYS(stat, (shmp__os_shm_place, &place)) == 0 && (unsigned long long)place.st_dev == file->device;
 }
 
-int shmp__os_shm_is(const char *name, const shmp__os_file *file) {
-    char path[SHM_PATH_ROOM];
-    struct stat found;
-    if ((size_t)snprintf(path, sizeof path, "%s%s", shmp__os_shm_place, name) >= sizeof path) return -ENAMETOOLONG;
-    if (SYS(lstat, (path, &found)) < 0) return errno == ENOENT ? 0 : -errno;
-    return found.st_ino == file->inode && (unsigned long long)found.st_dev == file->device;
+/* A lease is given to the only opener. Who opens the file in these moments is told to try again, or waits for them; the
+ * signal that tells the holder is one that nobody minds. */
+int shmp__os_is_open_elsewhere(int fd) {
+    if (SYS(fcntl, (fd, F_SETSIG, SIGURG)) < 0) return -errno;
+    if (SYS(fcntl, (fd, F_SETLEASE, F_WRLCK)) < 0) return errno == EAGAIN ? 1 : -errno;
+    (void)fcntl(fd, F_SETLEASE, F_UNLCK);
+    return 0;
+}
+
+#ifndef F_SET_RW_HINT
+#define F_GET_RW_HINT 1035 /* Linux 4.13 */
+#define F_SET_RW_HINT 1036
+#endif
+
+/* The hint to a disk how long what is written will live. Memory has no use for it, and its file systems keep it. */
+int shmp__os_mark(int fd, unsigned mark) {
+    uint64_t hint = mark;
+    return result_of(SYS(fcntl, (fd, F_SET_RW_HINT, &hint)));
+}
+
+unsigned shmp__os_mark_of(int fd) {
+    enum { NONE = 1 };
+    uint64_t hint = 0;
+    return fcntl(fd, F_GET_RW_HINT, &hint) == 0 && hint > NONE ? (unsigned)hint : 0;
+}
+
+/* "/dev/shm" and a name; 0: no system has such a long one. */
+static int path_of(const char *name, char ret_path[SHM_PATH_ROOM]) {
+    return (size_t)snprintf(ret_path, SHM_PATH_ROOM, "%s%s", shmp__os_shm_place, name) < SHM_PATH_ROOM;
+}
+
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1u
+#endif
+
+/* Some file systems cannot rename without replacing what has the new name: there it has two for a moment, and who is
+ * killed then leaves the old one over. */
+int shmp__os_shm_rename(const char *name, const char *new_name) {
+    char path[SHM_PATH_ROOM], new_path[SHM_PATH_ROOM];
+    if (!path_of(name, path) || !path_of(new_name, new_path)) return -ENAMETOOLONG;
+    if (SYS(syscall, (SYS_renameat2, AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE)) == 0) return 0;
+    if (errno != EINVAL && errno != ENOSYS) return -errno;
+    if (SYS(link, (path, new_path)) < 0) return -errno;
+    int result = result_of(SYS(unlink, (path)));
+    if (result < 0) (void)unlink(new_path);
+    return result;
 }
 #endif
 
 #if SHMP_HAVE_SYSV
 const char shmp__os_sysctl[] = "kernel.";
 const int shmp__os_shm_attaches_removed = 1;
+
+static void to_segment(int id, const struct shmid_ds *segment, shmp__os_segment *ret_segment) {
+    const struct ipc_perm *rights = &segment->shm_perm;
+    long long changed = segment->shm_ctime;
+    if (segment->shm_atime > changed) changed = segment->shm_atime;
+    if (segment->shm_dtime > changed) changed = segment->shm_dtime;
+    *ret_segment = (shmp__os_segment){.id = id,
+                                      .key = (int)rights->__key,
+                                      .size = segment->shm_segsz,
+                                      .user = rights->uid,
+                                      .creator = rights->cuid,
+                                      .mode = rights->mode & 0777u,
+                                      .is_removed = !!(rights->mode & SHM_DEST),
+                                      .attached = (unsigned long)segment->shm_nattch,
+                                      .creator_pid = segment->shm_cpid,
+                                      .last_pid = segment->shm_lpid,
+                                      .changed = changed};
+}
+
+int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
+    struct shmid_ds segment;
+    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
+    to_segment(id, &segment, ret_segment);
+    return 0;
+}
+
+int shmp__os_each_segment(int (*visit)(void *context, const shmp__os_segment *segment), void *context) {
+    struct shm_info used;
+    int last = SYS(shmctl, (0, SHM_INFO, (struct shmid_ds *)(void *)&used)), result = 0;
+    if (last < 0) return -errno;
+    for (int i = 0; i <= last && result == 0; i++) {
+        struct shmid_ds found;
+        shmp__os_segment segment;
+        int id = SYS(shmctl, (i, SHM_STAT, &found));
+        if (id < 0) continue; /* a free place, or another user's */
+        to_segment(id, &found, &segment);
+        result = visit(context, &segment);
+    }
+    return result;
+}
 
 int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments) {
     struct shminfo allowed;

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #define _FILE_OFFSET_BITS 64
 
+#include "core/table.h"
 #include "os/fault.h"
 #include "os/os_unix.h"
 
@@ -24,11 +25,15 @@ int shmp__os_passed_over(int error) {
     case -ESRCH:
     case -EACCES:
     case -EPERM:
-    case -ENODEV: /* this and the next: the descriptor is something else by now */
+    case -ENAMETOOLONG: /* this and the next: anybody can open a folder that deep, or take a lease on a memfd */
+    case -EWOULDBLOCK:
+    case -ENODEV: /* this and the next: a cgroup is gone, or the descriptor is something else by now */
     case -ENXIO: return 0;
     default: return error;
     }
 }
+
+enum { DONE = INT_MAX }; /* no visitor gives that: the visit ends, and all is well */
 
 static int each_entry(const char *path, int (*visit)(void *context, const char *name), void *context) {
     DIR *directory;
@@ -72,11 +77,56 @@ int shmp__os_each_process(int (*visit)(void *context, long pid), void *context) 
     return each_entry("/proc", visit_number, &inner);
 }
 
-int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+typedef struct thread_visit {
+    long pid;
+    int (*visit)(void *context, const char *folder);
+    void *context;
+} thread_visit;
+
+static int visit_thread(void *context, long thread) {
+    const thread_visit *outer = context;
+    char folder[64];
+    snprintf(folder, sizeof folder, "/proc/%ld/task/%ld/", outer->pid, thread);
+    return outer->visit(outer->context, folder);
+}
+
+int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context) {
     char path[32];
-    number_visit inner = {visit, context};
-    snprintf(path, sizeof path, "/proc/%ld/fd", pid);
-    return shmp__os_passed_over(each_entry(path, visit_number, &inner));
+    thread_visit outer = {pid, visit, context};
+    number_visit inner = {visit_thread, &outer};
+    snprintf(path, sizeof path, "/proc/%ld/task", pid);
+    return each_entry(path, visit_number, &inner);
+}
+
+typedef struct fd_visit {
+    int (*visit)(void *context, long fd);
+    void *context;
+    int count;
+} fd_visit;
+
+static int visit_one_fd(void *context, long fd) {
+    fd_visit *outer = context;
+    outer->count++;
+    return outer->visit(outer->context, fd);
+}
+
+/* Those of the first thread that has any: threads share them. */
+static int visit_fds_in(void *context, const char *folder) {
+    fd_visit *outer = context;
+    number_visit inner = {visit_one_fd, outer};
+    char path[80];
+    snprintf(path, sizeof path, "%sfd", folder);
+    int result = shmp__os_passed_over(each_entry(path, visit_number, &inner));
+    return result == 0 && outer->count ? DONE : result;
+}
+
+int shmp__os_each_fd(long pid, int (*visit)(void *context, long fd), void *context) {
+    fd_visit outer = {.visit = visit, .context = context};
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int result = visit_fds_in(&outer, folder);
+    if (result == 0) result = shmp__os_passed_over(shmp__os_each_thread(pid, visit_fds_in, &outer));
+    return result == DONE ? 0 : result;
 }
 
 /* 1: what the descriptor is called begins with `text` or, with `is_all`, is that. */
@@ -143,40 +193,52 @@ typedef struct cgroup_kind {
     const char *root, *limit, *used;
 } cgroup_kind;
 
-static int each_line_of(const char *folder, const char *file, int (*visit)(void *context, const char *line),
-                        void *context) {
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof path, "%s/%s", folder, file);
-    return shmp__os_passed_over(each_line(path, visit, context));
+/* `path` is a folder, and has room for the name of a file in it. */
+static int each_line_of(char *path, const char *file, int (*visit)(void *context, const char *line), void *context) {
+    size_t length = strlen(path);
+    path[length] = '/';
+    strcpy(path + length + 1, file);
+    int result = shmp__os_passed_over(each_line(path, visit, context));
+    path[length] = 0;
+    return result;
 }
 
 /* `at` is the process's cgroup. Every one above it has its limit too, and in a container `at` may be a
  * path of the host, of which only the root is to be seen. */
-static int limit_to_cgroup(const cgroup_kind *kind, char *at, unsigned long long *bytes) {
-    for (char *end = at;; *end = 0) {
-        char folder[PATH_MAX];
+static int limit_to_cgroup(const cgroup_kind *kind, const char *at, unsigned long long *bytes) {
+    enum { LONGEST_FILE = 32 };
+    size_t root = strlen(kind->root);
+    char *path = shmp__os_allocate(root + strlen(at) + LONGEST_FILE); /* not on the stack: some are small */
+    if (!path) return -ENOMEM;
+    strcpy(path, kind->root);
+    strcpy(path + root, at);
+    path[strcspn(path, "\n")] = 0;
+    int found;
+    for (char *end = path;; *end = 0) {
         unsigned long long limit, used, cache = 0;
-        snprintf(folder, sizeof folder, "%s%s", kind->root, at);
-        int found = each_line_of(folder, kind->limit, visit_limit, &limit);
-        if (found == 1) found = each_line_of(folder, kind->used, visit_limit, &used);
+        found = each_line_of(path, kind->limit, visit_limit, &limit);
+        if (found == 1) found = each_line_of(path, kind->used, visit_limit, &used);
         if (found == 1) {
-            found = each_line_of(folder, "memory.stat", visit_stat, &cache);
+            found = each_line_of(path, "memory.stat", visit_stat, &cache);
             unsigned long long available = (limit > used ? limit - used : 0) + cache;
             if (available < *bytes) *bytes = available;
         }
-        if (found < 0) return found;
-        end = strrchr(at, '/');
-        if (!end) return 0;
+        end = strrchr(path + root, '/');
+        if (found < 0 || !end) break;
     }
+    free(path);
+    return found < 0 ? found : 0;
 }
 
+/* Of a line "number:controllers:path": v2 has number 0 and no controllers. */
 static int visit_cgroup(void *context, const char *line) {
     static const cgroup_kind v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"},
                              v2 = {"/sys/fs/cgroup", "memory.max", "memory.current"};
-    char controllers[128], path[PATH_MAX];
-    if (sscanf(line, "0::%4095[^\n]", path) == 1) return limit_to_cgroup(&v2, path, context);
-    if (sscanf(line, "%*d:%127[^:]:%4095[^\n]", controllers, path) != 2 || strcmp(controllers, "memory") != 0) return 0;
-    return limit_to_cgroup(&v1, path, context);
+    const char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
+    if (!path) return 0;
+    if (strncmp(line, "0::", 3) == 0) return limit_to_cgroup(&v2, path + 1, context);
+    if (strncmp(controllers, ":memory:", 8) != 0) return 0;
+    return limit_to_cgroup(&v1, path + 1, context);
 }
 
 static int visit_available(void *context, const char *line) {
@@ -199,26 +261,13 @@ int shmp__os_free_memory(unsigned long long *ret_bytes) {
     return 0;
 }
 
-typedef struct lock_search {
-    char file[64]; /* as /proc/locks writes it */
-    long owner;
-} lock_search;
-
-static int visit_lock(void *context, const char *line) {
-    lock_search *search = context;
-    long pid;
-    char file[64];
-    if (sscanf(line, "%*s FLOCK %*s %*s %ld %63s", &pid, file) != 2 || strcmp(file, search->file) != 0) return 0;
-    search->owner = pid > 0 ? pid : 0;
-    return 1;
-}
-
-/* Of a line of /proc/<pid>/maps: where it begins, and "device inode" of what is mapped there. */
+/* Of a line of /proc/<pid>/maps: where it begins, and what is mapped there, as text. The ids of System V segments are
+ * in the place of inode numbers, which they can equal. */
 static int parse_mapping(const char *line, unsigned long long *ret_start, char ret_object[64]) {
-    char device[24];
+    char device[24], path[8] = "";
     unsigned long long inode;
-    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu", ret_start, device, &inode) != 3) return 0;
-    snprintf(ret_object, 64, "%s %llu", device, inode);
+    if (sscanf(line, "%llx-%*x %*s %*s %23s %llu %7s", ret_start, device, &inode, path) < 3) return 0;
+    snprintf(ret_object, 64, "%s %llu%s", device, inode, strncmp(path, "/SYSV", 5) == 0 ? " sysv" : "");
     return 1;
 }
 
@@ -245,22 +294,94 @@ static int visit_mapping(void *context, const char *line) {
     return parse_mapping(line, &start, object) && strcmp(object, context) == 0;
 }
 
-/* 1: the process has the object mapped; 0: it has not; negative: that cannot be read. */
-static int has_mapped(long pid, char *object) {
-    char path[32];
-    snprintf(path, sizeof path, "/proc/%ld/maps", pid);
-    return each_line(path, visit_mapping, object);
+static int visit_maps_in(void *context, const char *folder) {
+    char path[80];
+    snprintf(path, sizeof path, "%smaps", folder);
+    return each_line(path, visit_mapping, context);
 }
 
-long shmp__os_lock_owner(const shmp__os_file *file) {
-    lock_search search = {.owner = 0};
-    dev_t device = (dev_t)file->device;
-    char object[64];
-    snprintf(search.file, sizeof search.file, "%02x:%02x:%llu", major(device), minor(device), file->inode);
-    (void)each_line("/proc/locks", visit_lock, &search);
-    /* It names who took the lock, who may have ended since and left it to a forked child. */
-    snprintf(object, sizeof object, "%02x:%02x %llu", major(device), minor(device), file->inode);
-    return search.owner && has_mapped(search.owner, object) > 0 ? search.owner : 0;
+/* 1: the process has the object mapped; 0: it has not; negative: that cannot be read. */
+static int has_mapped(long pid, char *object) {
+    char folder[32];
+    snprintf(folder, sizeof folder, "/proc/%ld/", pid);
+    int result = visit_maps_in(object, folder);
+    return result == 0 ? shmp__os_each_thread(pid, visit_maps_in, object) : result;
+}
+
+typedef struct holder_search {
+    shmp__os_holder *holders;
+    size_t count;
+    shmp__table by_inode; /* where a holder is */
+    long pid;             /* whose mappings are looked at */
+} holder_search;
+
+static int compare_devices(const shmp__os_holder *holder, unsigned major_, unsigned minor_) {
+    return major((dev_t)holder->device) == major_ && minor((dev_t)holder->device) == minor_;
+}
+
+/* The holder of that file; NULL: it is none of those. */
+static shmp__os_holder *holder_of(const holder_search *search, unsigned major_, unsigned minor_,
+                                  unsigned long long inode) {
+    size_t at;
+    if (!inode || !shmp__table_get(&search->by_inode, inode, &at)) return NULL;
+    return compare_devices(&search->holders[at], major_, minor_) ? &search->holders[at] : NULL;
+}
+
+static int visit_lock(void *context, const char *line) {
+    long pid;
+    unsigned device[2];
+    unsigned long long inode;
+    if (sscanf(line, "%*s FLOCK %*s %*s %ld %x:%x:%llu", &pid, &device[0], &device[1], &inode) != 4) return 0;
+    shmp__os_holder *holder = holder_of(context, device[0], device[1], inode);
+    if (holder && pid > 0 && !holder->pid) holder->pid = -pid; /* until its mappings were looked at */
+    return 0;
+}
+
+static int visit_held(void *context, const char *line) {
+    holder_search *search = context;
+    unsigned device[2];
+    unsigned long long inode;
+    if (sscanf(line, "%*x-%*x %*s %*s %x:%x %llu", &device[0], &device[1], &inode) != 3) return 0;
+    shmp__os_holder *holder = holder_of(search, device[0], device[1], inode);
+    if (holder && holder->pid == -search->pid) holder->pid = search->pid;
+    return 0;
+}
+
+/* /proc/locks names who took the lock, who may have ended since and left it to a forked child: who has the file mapped
+ * is its holder. Each list is read once, however many files there are. */
+int shmp__os_find_holders(shmp__os_holder *holders, size_t count) {
+    holder_search search = {.holders = holders, .count = count};
+    int result = 0;
+    for (size_t i = 0; i < count && result == 0; i++)
+        if (shmp__table_put(&search.by_inode, holders[i].inode, i) < 0) result = -ENOMEM;
+    if (result == 0) (void)each_line("/proc/locks", visit_lock, &search);
+    for (size_t i = 0; i < count && result == 0; i++) {
+        if (holders[i].pid >= 0) continue;
+        char path[32];
+        search.pid = -holders[i].pid;
+        snprintf(path, sizeof path, "/proc/%ld/maps", search.pid);
+        (void)each_line(path, visit_held, &search);
+        for (size_t j = i; j < count; j++)
+            if (holders[j].pid == -search.pid) holders[j].pid = 0; /* it has not: whoever has is not known */
+    }
+    shmp__table_free(&search.by_inode);
+    return result;
+}
+
+static int visit_command(void *context, const char *line) {
+    snprintf(context, SHMP__OS_COMMAND_ROOM, "%.*s", (int)strcspn(line, "\n"), line);
+    return 1;
+}
+
+void shmp__os_command_of(long pid, char ret_command[SHMP__OS_COMMAND_ROOM]) {
+    char path[32];
+    ret_command[0] = 0;
+    if (pid <= 0) return;
+    snprintf(path, sizeof path, "/proc/%ld/comm", pid);
+    (void)each_line(path, visit_command, ret_command);
+    /* a process names itself: nothing that a terminal would obey */
+    for (char *at = ret_command; *at; at++)
+        if (*at < ' ' || *at > '~') *at = '?';
 }
 
 static int visit_process(void *context, long pid) {
@@ -271,7 +392,7 @@ static int visit_process(void *context, long pid) {
 
 int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context) {
     own_mapping own = {.start = (unsigned long long)(size_t)data};
-    int found = each_line("/proc/self/maps", visit_own_mapping, &own);
+    int found = each_line("/proc/thread-self/maps", visit_own_mapping, &own);
     if (found < 0) return found;
     if (found == 0) return -ENOENT;
     user_search search = {own.object, visit, context};

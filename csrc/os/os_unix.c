@@ -9,7 +9,10 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -35,6 +38,10 @@ void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc,
 
 long long shmp__os_now(void) { return (long long)time(NULL); }
 
+void shmp__os_pause(void) { (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
+
+int shmp__os_has_ended(long pid) { return kill((pid_t)pid, 0) < 0 && errno == ESRCH; }
+
 const char *shmp__os_getenv(const char *name, char room[SHMP__ENV_ROOM]) {
     (void)room;
     return getenv(name);
@@ -59,10 +66,22 @@ int shmp__os_is_unsupported(int error) {
     return error == -EINVAL || error == -ENOSYS || error == -EOPNOTSUPP || error == -ENOTSUP;
 }
 
+int shmp__os_is_untold(int error) { return error == -ENOENT || error == -EACCES || error == -EPERM; }
+
 int shmp__os_is_shortage(int error) { return error == -EMFILE || error == -ENFILE || error == -ENOMEM; }
 
-const char *shmp__os_remedy(int os_error) {
+static int is_one_of(const char *call, const char *const *calls) {
+    while (*calls && strcmp(call, *calls) != 0) calls++;
+    return *calls != NULL;
+}
+
+const char *shmp__os_remedy(const char *call, int os_error) {
+    static const char *const mapping[] = {"mmap", "shmat", NULL};
+    static const char *const creating[] = {"memfd_create", "fcntl", "shm_open", "shmget", "shmat", NULL};
     switch (os_error) {
+    case EAGAIN: return is_one_of(call, mapping) ? "; memory is locked (mlockall): raise ulimit -l" : "";
+    case EPERM:
+        return is_one_of(call, creating) ? "; a sandbox may deny it (seccomp, AppArmor, SELinux): allow it there" : "";
     case EMFILE: return "; this process has too many open files: close some, or raise ulimit -n";
     case ENFILE: return "; this machine has too many open files: raise the system's limit (Linux: sysctl fs.file-max)";
     case ENOMEM: return "; free memory, or raise ulimit -v, vm.max_map_count or the container's limit";
@@ -84,7 +103,16 @@ int shmp__os_unmap(void *data, size_t size) { return result_of(SYS_RELEASE(munma
 /* Never retried: after EINTR the descriptor is closed (Linux), and may be somebody else's by now. */
 int shmp__os_close(int fd) { return SYS_RELEASE(close, (fd)) < 0 && errno != EINTR ? -errno : 0; }
 
-int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, 0))); }
+enum { FIRST = STDERR_FILENO + 1 };
+
+int shmp__os_dup(int fd) { return result_of(SYS(fcntl, (fd, F_DUPFD_CLOEXEC, FIRST))); }
+
+int shmp__os_above_stdio(int fd) {
+    if (fd < 0 || fd >= FIRST) return result_of(fd);
+    int moved = shmp__os_dup(fd);
+    (void)close(fd);
+    return moved;
+}
 
 int shmp__os_truncate(int fd, size_t size) {
     int result;
@@ -98,16 +126,14 @@ static unsigned long granule_of(int fd, const struct stat *file) {
     enum { SMALLEST_HUGE = 65536 };
     const unsigned hugetlb = 0x958458f6u;
     struct statfs system;
-    if (file->st_blksize >= SMALLEST_HUGE && fstatfs(fd, &system) == 0 && (unsigned)system.f_type == hugetlb)
+    if (file->st_blksize >= SMALLEST_HUGE && SYS(fstatfs, (fd, &system)) == 0 && (unsigned)system.f_type == hugetlb)
         return (unsigned long)file->st_blksize;
 #endif
     (void)fd, (void)file;
     return 0;
 }
 
-int shmp__os_stat(int fd, shmp__os_file *ret_file) {
-    struct stat file;
-    if (SYS(fstat, (fd, &file)) < 0) return -errno;
+static void to_file(struct stat file, int fd, shmp__os_file *ret_file) {
 #if defined(__APPLE__) /* its shared memory has no type, no links and no inode, and a size of whole pages */
     if (!(file.st_mode & S_IFMT)) {
         file.st_mode |= S_IFREG;
@@ -123,6 +149,12 @@ int shmp__os_stat(int fd, shmp__os_file *ret_file) {
                                 .granule = granule_of(fd, &file),
                                 .changed = file.st_ctime,
                                 .is_regular = S_ISREG(file.st_mode)};
+}
+
+int shmp__os_stat(int fd, shmp__os_file *ret_file) {
+    struct stat file;
+    if (SYS(fstat, (fd, &file)) < 0) return -errno;
+    to_file(file, fd, ret_file);
     return 0;
 }
 
@@ -177,16 +209,40 @@ int shmp__os_shm_open(const char *name, unsigned mode, int read_only) {
     int result, flags = (read_only ? O_RDONLY : O_RDWR) | MORE_FLAGS;
     if (mode) flags |= O_CREAT | O_EXCL;
     RETRIED(result, SYS(shm_open, (name, flags, (mode_t)mode)));
-    return result_of(result);
+    return shmp__os_above_stdio(result);
 }
+
+#if SHMP_HAVE_LINUX
+
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
+    enum { LONGEST = 300 };
+    struct stat file;
+    char path[LONGEST];
+    if ((size_t)snprintf(path, sizeof path, "%s%s", shmp__os_shm_place, name) >= sizeof path) return -ENAMETOOLONG;
+    if (SYS(lstat, (path, &file)) < 0) return -errno;
+    to_file(file, -1, ret_file);
+    return 0;
+}
+
+#else
+
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file) {
+    int fd = shmp__os_shm_open(name, 0, 1);
+    if (fd < 0) return fd;
+    int result = shmp__os_stat(fd, ret_file);
+    (void)shmp__os_close(fd);
+    return result;
+}
+
+#endif
 
 int shmp__os_shm_unlink(const char *name) { return result_of(SYS(shm_unlink, (name))); }
 
 #endif
 #if SHMP_HAVE_SYSV
 
-int shmp__os_shmget(size_t size, unsigned mode) {
-    return result_of(SYS(shmget, (IPC_PRIVATE, size, IPC_CREAT | IPC_EXCL | (int)mode)));
+int shmp__os_shmget(int key, size_t size, unsigned mode) {
+    return result_of(SYS(shmget, ((key_t)key, size, IPC_CREAT | IPC_EXCL | (int)mode)));
 }
 
 int shmp__os_shmat(int id, int read_only, void **ret_data) {
@@ -199,15 +255,6 @@ int shmp__os_shmat(int id, int read_only, void **ret_data) {
 int shmp__os_shmdt(void *data) { return result_of(SYS_RELEASE(shmdt, (data))); }
 
 int shmp__os_shm_remove(int id) { return result_of(SYS(shmctl, (id, IPC_RMID, NULL))); }
-
-int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment) {
-    struct shmid_ds segment;
-    if (SYS(shmctl, (id, IPC_STAT, &segment)) < 0) return -errno;
-    *ret_segment = (shmp__os_segment){.size = (size_t)segment.shm_segsz,
-                                      .user = (unsigned long)segment.shm_perm.uid,
-                                      .creator = (unsigned long)segment.shm_perm.cuid};
-    return 0;
-}
 
 #endif
 #endif

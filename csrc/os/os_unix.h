@@ -11,6 +11,11 @@
 void *shmp__os_enlarge(void *memory, size_t size);
 
 long long shmp__os_now(void); /* seconds */
+void shmp__os_pause(void);    /* for a millisecond */
+
+/* What a call that opens gave, or -errno; moved out of the way of who closed stdin, stdout or stderr, as others write
+ * there. */
+int shmp__os_above_stdio(int fd);
 
 /* Lets a descriptor survive exec. */
 int shmp__os_keep_on_exec(int fd);
@@ -65,16 +70,31 @@ extern const int shmp__os_shm_is_listed;
 
 /* mode: of a new one, narrowed by the umask; 0: open what is there. */
 int shmp__os_shm_open(const char *name, unsigned mode, int read_only);
-/* 1: the name is that of the file, or the system does not tell; 0: it is another's, or gone. */
-int shmp__os_shm_is(const char *name, const shmp__os_file *file);
+/* 1: somebody has the file open for writing, in whatever pid namespace; 0: nobody but `fd`; negative: this file system,
+ * or this user, cannot tell. */
+int shmp__os_is_open_elsewhere(int fd);
+/* A number of 2 to 5 that stays with the file. 0: it bears none. */
+int shmp__os_mark(int fd, unsigned mark);
+unsigned shmp__os_mark_of(int fd);
 int shmp__os_shm_unlink(const char *name);
+/* Where names are listed. Gives a file another name, in one step; -EEXIST: that is taken. */
+int shmp__os_shm_rename(const char *name, const char *new_name);
+/* What is under a name, without opening it. */
+int shmp__os_shm_look(const char *name, shmp__os_file *ret_file);
 
 typedef struct shmp__os_segment {
+    int id, key;
     size_t size;
     unsigned long user, creator; /* users */
+    unsigned mode;               /* the permissions alone */
+    int is_removed;              /* it is marked for removal */
+    unsigned long attached;      /* how often */
+    long creator_pid, last_pid;  /* 0: none, or of another pid namespace */
+    long long changed;           /* shmp__os_now() when it was last made, attached to, given away or changed */
 } shmp__os_segment;
 
-int shmp__os_shmget(size_t size, unsigned mode);
+/* A new one. */
+int shmp__os_shmget(int key, size_t size, unsigned mode);
 int shmp__os_shmat(int id, int read_only, void **ret_data);
 int shmp__os_shmdt(void *data);
 int shmp__os_shm_remove(int id);
@@ -82,6 +102,8 @@ int shmp__os_shm_segment(int id, shmp__os_segment *ret_segment);
 extern const char shmp__os_sysctl[]; /* what the names of the limits begin with, for messages */
 /* Others can still attach to a segment that is marked for removal. */
 extern const int shmp__os_shm_attaches_removed;
+/* Visits all segments of this machine that this user may see. */
+int shmp__os_each_segment(int (*visit)(void *context, const shmp__os_segment *segment), void *context);
 int shmp__os_shm_limits(unsigned long long *ret_bytes, unsigned long long *ret_segments);
 
 /* Takes the memory of a mapping now, instead of at each page's first use; unsupported by most. */
@@ -92,14 +114,27 @@ int shmp__os_size_is_sealed(int fd);
 
 /* A visitor that gives non-zero ends the visit, which then gives that: a positive number as it likes, or -errno. */
 int shmp__os_each_shm_name(int (*visit)(void *context, const char *name), void *context);
-/* Who holds a flock on the file; 0: nobody that can be seen. */
-long shmp__os_lock_owner(const shmp__os_file *file);
+typedef struct shmp__os_holder {
+    unsigned long long device, inode; /* of a file */
+    long pid;                         /* who holds a flock on it and has it mapped; 0: nobody that can be seen */
+} shmp__os_holder;
+/* Fills in the pids, which are 0 before. */
+int shmp__os_find_holders(shmp__os_holder *holders, size_t count);
+
+enum { SHMP__OS_COMMAND_ROOM = 24 };
+/* Printable; "": it cannot be seen. */
+void shmp__os_command_of(long pid, char ret_command[SHMP__OS_COMMAND_ROOM]);
+/* Whether a process certainly has ended. */
+int shmp__os_has_ended(long pid);
 
 /* Linux only. */
 int shmp__os_memfd_create(int noexec);
 int shmp__os_seal_size(int fd);
 /* This process's pid as /proc has it: getpid() lies in a pid namespace newer than /proc. */
 long shmp__os_proc_pid(void);
+/* Calls visit with the folder of each thread of a process ("/proc/<pid>/task/<tid>/"): when its main thread has ended,
+ * its own folder is empty. */
+int shmp__os_each_thread(long pid, int (*visit)(void *context, const char *folder), void *context);
 /* Looks at another process's descriptor, without opening what it is: that can be anything. For fstat, close and: */
 int shmp__os_look_at_fd_of(long pid, int fd);
 /* Opens what was looked at. */

@@ -65,7 +65,13 @@ int shmp__os_free_memory(unsigned long long *ret_bytes) {
     return 0;
 }
 
-const char *shmp__os_remedy(int os_error) {
+int shmp__os_is_untold(int error) {
+    (void)error;
+    return 0;
+}
+
+const char *shmp__os_remedy(const char *call, int os_error) {
+    (void)call;
     switch (os_error) {
     case ERROR_COMMITMENT_LIMIT:
     case ERROR_NOT_ENOUGH_MEMORY:

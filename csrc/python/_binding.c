@@ -587,162 +587,171 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // shmp_provider_options const *
-/* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // shmp_provider * *
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // shmp_error *
-/* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // shmp_provider *
-/* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 89), // shmp_shmem * *
-/* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, int *, shmp_error *)
-/* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 29 */ _CFFI_OP(_CFFI_OP_POINTER, 1), // int *
-/* 30 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 33 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 39 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
-/* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 41 */ _CFFI_OP(_CFFI_OP_POINTER, 126), // int(*)(void *, shmp_listed const *)
-/* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // void *
-/* 43 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 44 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 47 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 48 */ _CFFI_OP(_CFFI_OP_POINTER, 151), // shmp_description const *
-/* 49 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
-/* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 56 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 48),
-/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 65 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
-/* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 69 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
-/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 71 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // shmp_limits *
-/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
+/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_error *)
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // shmp_error *
+/* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
+/* 16 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // shmp_provider_options const *
+/* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // shmp_provider * *
+/* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, shmp_error *)
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // shmp_provider *
+/* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 28 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/* 30 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
+/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 98), // shmp_shmem * *
+/* 32 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 34 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, int *, shmp_error *)
+/* 35 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 37 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 38 */ _CFFI_OP(_CFFI_OP_POINTER, 1), // int *
+/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 42 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 43 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 44 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 45 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // int(*)(void *, shmp_listed const *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // void *
+/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 56 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 160), // shmp_description const *
+/* 58 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_error *)
+/* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 64 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 66 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 68 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 70 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
-/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 41),
-/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 89 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_shmem *
-/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
-/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
-/* 101 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 102 */ _CFFI_OP(_CFFI_OP_POINTER, 122), // int(*)(void *, long)
-/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
-/* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 108 */ _CFFI_OP(_CFFI_OP_POINTER, 151), // shmp_description *
-/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 113 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 115 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
-/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_error *)
+/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
+/* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // shmp_limits *
+/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
+/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 85 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 86 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 87 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 89 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, unsigned int, int(*)(void *, shmp_listed const *), void *, shmp_error *)
+/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 92 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 50),
+/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
+/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_shmem *
+/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
+/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, shmp_error *)
+/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 131), // int(*)(void *, long)
+/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 117 */ _CFFI_OP(_CFFI_OP_POINTER, 160), // shmp_description *
+/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 42),
-/* 128 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // shmp_listed const *
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 20), // size_t()(shmp_shmem const *)
-/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(shmp_shmem const *)
-/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 21), // unsigned int()(void)
-/* 137 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION, 42), // void *()(shmp_shmem const *)
-/* 139 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION, 159), // void()(shmp_provider *)
-/* 142 */ _CFFI_OP(_CFFI_OP_NOOP, 18),
-/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 145 */ _CFFI_OP(_CFFI_OP_ARRAY, 144), // char[200]
-/* 146 */ (_cffi_opcode_t)(200),
-/* 147 */ _CFFI_OP(_CFFI_OP_ARRAY, 144), // char[20]
-/* 148 */ (_cffi_opcode_t)(20),
-/* 149 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 150 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 151 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 152 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 153 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 154 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 128 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 133 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 137 */ _CFFI_OP(_CFFI_OP_POINTER, 163), // shmp_listed const *
+/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
+/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
+/* 143 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
+/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // void *()(shmp_shmem const *)
+/* 148 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // void()(shmp_provider *)
+/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 154 */ _CFFI_OP(_CFFI_OP_ARRAY, 153), // char[200]
+/* 155 */ (_cffi_opcode_t)(200),
+/* 156 */ _CFFI_OP(_CFFI_OP_ARRAY, 153), // char[20]
+/* 157 */ (_cffi_opcode_t)(20),
+/* 158 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 160 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 161 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 162 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 163 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 164 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 165 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 166 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 167 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -868,19 +877,19 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(48), arg1, (char **)&x1);
+      _cffi_type(57), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(48), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -890,19 +899,19 @@ _cffi_f_shmp_attach(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg3, (char **)&x3);
+      _cffi_type(31), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg4, (char **)&x4);
+      _cffi_type(13), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -951,10 +960,10 @@ _cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -964,10 +973,10 @@ _cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(48), arg2, (char **)&x2);
+      _cffi_type(57), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_description const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(48), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -977,19 +986,19 @@ _cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg4, (char **)&x4);
+      _cffi_type(31), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg5, (char **)&x5);
+      _cffi_type(13), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1007,6 +1016,93 @@ _cffi_f_shmp_attach_fd(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_shmp_attach_fd _cffi_d_shmp_attach_fd
+#endif
+
+static int _cffi_d_shmp_attach_name(shmp_provider * x0, char const * x1, size_t x2, unsigned int x3, shmp_shmem * * x4, shmp_error * x5)
+{
+  return shmp_attach_name(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_attach_name(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  char const * x1;
+  size_t x2;
+  unsigned int x3;
+  shmp_shmem * * x4;
+  shmp_error * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "shmp_attach_name", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(22), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, size_t);
+  if (x2 == (size_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(31), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(31), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(13), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(13), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_attach_name(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_attach_name _cffi_d_shmp_attach_name
 #endif
 
 static int _cffi_d_shmp_available(unsigned int x0, char const * * x1, shmp_error * x2)
@@ -1036,19 +1132,19 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(119), arg1, (char **)&x1);
+      _cffi_type(128), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(119), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(128), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1144,19 +1240,19 @@ _cffi_f_shmp_clone(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg2, (char **)&x2);
+      _cffi_type(31), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg3, (char **)&x3);
+      _cffi_type(13), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1197,19 +1293,19 @@ _cffi_f_shmp_close(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(89), arg0, (char **)&x0);
+      _cffi_type(98), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(89), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(98), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg1, (char **)&x1);
+      _cffi_type(13), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1256,10 +1352,10 @@ _cffi_f_shmp_create(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1273,19 +1369,19 @@ _cffi_f_shmp_create(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg3, (char **)&x3);
+      _cffi_type(31), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg4, (char **)&x4);
+      _cffi_type(13), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1334,10 +1430,10 @@ _cffi_f_shmp_create_named(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1360,19 +1456,19 @@ _cffi_f_shmp_create_named(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg4, (char **)&x4);
+      _cffi_type(31), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg5, (char **)&x5);
+      _cffi_type(13), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1422,7 +1518,7 @@ _cffi_f_shmp_data(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(42));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(51));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1462,19 +1558,19 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(108), arg1, (char **)&x1);
+      _cffi_type(117), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(108), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(117), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1627,10 +1723,10 @@ _cffi_f_shmp_from_env(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1649,19 +1745,19 @@ _cffi_f_shmp_from_env(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg3, (char **)&x3);
+      _cffi_type(31), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_shmem * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(31), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg4, (char **)&x4);
+      _cffi_type(13), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1706,32 +1802,32 @@ _cffi_f_shmp_list(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
-  x1 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg1, _cffi_type(41));
+  x1 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg1, _cffi_type(50));
   if (x1 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(42), arg2, (char **)&x2);
+      _cffi_type(51), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(42), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg3, (char **)&x3);
+      _cffi_type(13), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1783,19 +1879,19 @@ _cffi_f_shmp_locate(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(108), arg1, (char **)&x1);
+      _cffi_type(117), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(108), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(117), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1842,10 +1938,10 @@ _cffi_f_shmp_open_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1864,19 +1960,19 @@ _cffi_f_shmp_open_fd(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(29), arg3, (char **)&x3);
+      _cffi_type(38), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(29), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg4, (char **)&x4);
+      _cffi_type(13), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1917,19 +2013,19 @@ _cffi_f_shmp_persist(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(89), arg0, (char **)&x0);
+      _cffi_type(98), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_shmem *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(89), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(98), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg1, (char **)&x1);
+      _cffi_type(13), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1972,10 +2068,10 @@ _cffi_f_shmp_post_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1985,10 +2081,10 @@ _cffi_f_shmp_post_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2029,19 +2125,19 @@ _cffi_f_shmp_pre_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg1, (char **)&x1);
+      _cffi_type(13), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2074,10 +2170,10 @@ _cffi_f_shmp_provider_close(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2120,28 +2216,28 @@ _cffi_f_shmp_provider_limits(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(71), arg1, (char **)&x1);
+      _cffi_type(80), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_limits *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(71), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(80), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2233,28 +2329,28 @@ _cffi_f_shmp_provider_open(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(13), arg1, (char **)&x1);
+      _cffi_type(17), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_provider_options const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(13), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(17), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(14), arg2, (char **)&x2);
+      _cffi_type(18), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_provider * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(14), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(18), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg3, (char **)&x3);
+      _cffi_type(13), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2301,10 +2397,10 @@ _cffi_f_shmp_reap(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(18), arg0, (char **)&x0);
+      _cffi_type(22), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(18), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2313,24 +2409,24 @@ _cffi_f_shmp_reap(PyObject *self, PyObject *args)
   if (x1 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
-  x2 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg2, _cffi_type(41));
+  x2 = (int(*)(void *, shmp_listed const *))_cffi_to_c_pointer(arg2, _cffi_type(50));
   if (x2 == (int(*)(void *, shmp_listed const *))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(42), arg3, (char **)&x3);
+      _cffi_type(51), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(42), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg4, (char **)&x4);
+      _cffi_type(13), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2429,10 +2525,10 @@ _cffi_f_shmp_to_env(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg2, (char **)&x2);
+      _cffi_type(13), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2450,6 +2546,123 @@ _cffi_f_shmp_to_env(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_shmp_to_env _cffi_d_shmp_to_env
+#endif
+
+static int _cffi_d_shmp_unlink(shmp_provider * x0, char const * x1, shmp_error * x2)
+{
+  return shmp_unlink(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_unlink(PyObject *self, PyObject *args)
+{
+  shmp_provider * x0;
+  char const * x1;
+  shmp_error * x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "shmp_unlink", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(22), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(13), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(13), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_unlink(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_unlink _cffi_d_shmp_unlink
+#endif
+
+static int _cffi_d_shmp_unset_env(char const * x0, shmp_error * x1)
+{
+  return shmp_unset_env(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_unset_env(PyObject *self, PyObject *args)
+{
+  char const * x0;
+  shmp_error * x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "shmp_unset_env", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(13), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(13), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_unset_env(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_unset_env _cffi_d_shmp_unset_env
 #endif
 
 static int _cffi_d_shmp_users(shmp_shmem const * x0, int(* x1)(void *, long), void * x2, shmp_error * x3)
@@ -2485,24 +2698,24 @@ _cffi_f_shmp_users(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(102));
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(111));
   if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(42), arg2, (char **)&x2);
+      _cffi_type(51), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(42), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(15), arg3, (char **)&x3);
+      _cffi_type(13), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(15), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(13), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2566,6 +2779,15 @@ static int _cffi_const_SHMP_DRY_RUN(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_SHMP_EXIST_OK(unsigned long long *o)
+{
+  int n = (SHMP_EXIST_OK) <= 0;
+  *o = (unsigned long long)((SHMP_EXIST_OK) | 0);  /* check that SHMP_EXIST_OK is an integer */
+  if (!_cffi_check_int(*o, n, 512U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_FD_IDS(unsigned long long *o)
 {
   int n = (SHMP_FD_IDS) <= 0;
@@ -2584,11 +2806,29 @@ static int _cffi_const_SHMP_INHERIT(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_SHMP_KEEP(unsigned long long *o)
+{
+  int n = (SHMP_KEEP) <= 0;
+  *o = (unsigned long long)((SHMP_KEEP) | 0);  /* check that SHMP_KEEP is an integer */
+  if (!_cffi_check_int(*o, n, 128U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_KEEP_LEFTOVERS(unsigned long long *o)
 {
   int n = (SHMP_KEEP_LEFTOVERS) <= 0;
   *o = (unsigned long long)((SHMP_KEEP_LEFTOVERS) | 0);  /* check that SHMP_KEEP_LEFTOVERS is an integer */
   if (!_cffi_check_int(*o, n, 2U))
+    n |= 2;
+  return n;
+}
+
+static int _cffi_const_SHMP_LINGER(unsigned long long *o)
+{
+  int n = (SHMP_LINGER) <= 0;
+  *o = (unsigned long long)((SHMP_LINGER) | 0);  /* check that SHMP_LINGER is an integer */
+  if (!_cffi_check_int(*o, n, 64U))
     n |= 2;
   return n;
 }
@@ -2679,10 +2919,14 @@ static void _cffi_checkfld__shmp_listed(shmp_listed *p)
   (void)p;
   (void)((p->struct_size) | 0);  /* check that 'shmp_listed.struct_size' is an integer */
   { char const * *tmp = &p->provider; (void)tmp; }
+  { char const * *tmp = &p->command; (void)tmp; }
   (void)((p->size) | 0);  /* check that 'shmp_listed.size' is an integer */
   (void)((p->holder) | 0);  /* check that 'shmp_listed.holder' is an integer */
   (void)((p->user) | 0);  /* check that 'shmp_listed.user' is an integer */
+  (void)((p->age) | 0);  /* check that 'shmp_listed.age' is an integer */
   (void)((p->is_alive) | 0);  /* check that 'shmp_listed.is_alive' is an integer */
+  (void)((p->is_kept) | 0);  /* check that 'shmp_listed.is_kept' is an integer */
+  (void)((p->is_ours) | 0);  /* check that 'shmp_listed.is_ours' is an integer */
   { char(*tmp)[20] = &p->id; (void)tmp; }
 }
 struct _cffi_align__shmp_listed { char x; shmp_listed y; };
@@ -2713,53 +2957,59 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_ESIZE", (void *)_cffi_const_SHMP_ESIZE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_EUNAVAILABLE", (void *)_cffi_const_SHMP_EUNAVAILABLE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "SHMP_EUNSUPPORTED", (void *)_cffi_const_SHMP_EUNSUPPORTED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "SHMP_EXIST_OK", (void *)_cffi_const_SHMP_EXIST_OK, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_FD_IDS", (void *)_cffi_const_SHMP_FD_IDS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_INHERIT", (void *)_cffi_const_SHMP_INHERIT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_KEEP", (void *)_cffi_const_SHMP_KEEP, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_KEEP_LEFTOVERS", (void *)_cffi_const_SHMP_KEEP_LEFTOVERS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_LINGER", (void *)_cffi_const_SHMP_LINGER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 136), (void *)_cffi_d_shmp_abi_version },
-  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 58), (void *)_cffi_d_shmp_attach },
-  { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 45), (void *)_cffi_d_shmp_attach_fd },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 117), (void *)_cffi_d_shmp_available },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 145), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_attach },
+  { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_attach_fd },
+  { "shmp_attach_name", (void *)_cffi_f_shmp_attach_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_attach_name },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 126), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 111), (void *)_cffi_d_shmp_clone },
-  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_close },
-  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_create },
-  { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 138), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_shmp_describe },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 120), (void *)_cffi_d_shmp_clone },
+  { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_close },
+  { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_shmp_create },
+  { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_create_named },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 147), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_shmp_describe },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
-  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 133), (void *)_cffi_d_shmp_flags },
-  { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_shmp_from_env },
-  { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 39), (void *)_cffi_d_shmp_list },
-  { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_shmp_locate },
-  { "shmp_open_fd", (void *)_cffi_f_shmp_open_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_shmp_open_fd },
-  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_shmp_persist },
-  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 53), (void *)_cffi_d_shmp_post_fork },
-  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 65), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 141), (void *)_cffi_d_shmp_provider_close },
-  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 69), (void *)_cffi_d_shmp_provider_limits },
+  { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 101), (void *)_cffi_d_shmp_fileno },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 142), (void *)_cffi_d_shmp_flags },
+  { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_shmp_from_env },
+  { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_list },
+  { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_shmp_locate },
+  { "shmp_open_fd", (void *)_cffi_f_shmp_open_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 34), (void *)_cffi_d_shmp_open_fd },
+  { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_persist },
+  { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_post_fork },
+  { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_pre_fork },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 150), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 78), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
-  { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_provider_open },
-  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 130), (void *)_cffi_d_shmp_size },
-  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 95), (void *)_cffi_d_shmp_to_env },
-  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 100), (void *)_cffi_d_shmp_users },
+  { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_shmp_provider_open },
+  { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 90), (void *)_cffi_d_shmp_reap },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 139), (void *)_cffi_d_shmp_size },
+  { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 104), (void *)_cffi_d_shmp_to_env },
+  { "shmp_unlink", (void *)_cffi_f_shmp_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 21), (void *)_cffi_d_shmp_unlink },
+  { "shmp_unset_env", (void *)_cffi_f_shmp_unset_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_unset_env },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
   { "size", offsetof(shmp_description, size),
             sizeof(((shmp_description *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 20) },
+            _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 147) },
+          _CFFI_OP(_CFFI_OP_NOOP, 156) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2771,90 +3021,102 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 145) },
+               _CFFI_OP(_CFFI_OP_NOOP, 154) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
-                   _CFFI_OP(_CFFI_OP_NOOP, 20) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 158) },
+             _CFFI_OP(_CFFI_OP_NOOP, 167) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 158) },
+                _CFFI_OP(_CFFI_OP_NOOP, 167) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 145) },
+              _CFFI_OP(_CFFI_OP_NOOP, 154) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
-                   _CFFI_OP(_CFFI_OP_NOOP, 20) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "provider", offsetof(shmp_listed, provider),
                 sizeof(((shmp_listed *)0)->provider),
                 _CFFI_OP(_CFFI_OP_NOOP, 12) },
+  { "command", offsetof(shmp_listed, command),
+               sizeof(((shmp_listed *)0)->command),
+               _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 158) },
+            _CFFI_OP(_CFFI_OP_NOOP, 167) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 150) },
+              _CFFI_OP(_CFFI_OP_NOOP, 159) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 150) },
+            _CFFI_OP(_CFFI_OP_NOOP, 159) },
+  { "age", offsetof(shmp_listed, age),
+           sizeof(((shmp_listed *)0)->age),
+           _CFFI_OP(_CFFI_OP_NOOP, 159) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "is_kept", offsetof(shmp_listed, is_kept),
+               sizeof(((shmp_listed *)0)->is_kept),
+               _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "is_ours", offsetof(shmp_listed, is_ours),
+               sizeof(((shmp_listed *)0)->is_ours),
+               _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 147) },
+          _CFFI_OP(_CFFI_OP_NOOP, 156) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
-                   _CFFI_OP(_CFFI_OP_NOOP, 20) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "flags", offsetof(shmp_provider_options, flags),
              sizeof(((shmp_provider_options *)0)->flags),
-             _CFFI_OP(_CFFI_OP_NOOP, 21) },
+             _CFFI_OP(_CFFI_OP_NOOP, 30) },
   { "timeout_ms", offsetof(shmp_provider_options, timeout_ms),
                   sizeof(((shmp_provider_options *)0)->timeout_ms),
-                  _CFFI_OP(_CFFI_OP_NOOP, 21) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 30) },
   { "inner", offsetof(shmp_provider_options, inner),
              sizeof(((shmp_provider_options *)0)->inner),
-             _CFFI_OP(_CFFI_OP_NOOP, 18) },
+             _CFFI_OP(_CFFI_OP_NOOP, 22) },
   { "address", offsetof(shmp_provider_options, address),
                sizeof(((shmp_provider_options *)0)->address),
                _CFFI_OP(_CFFI_OP_NOOP, 12) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 151, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 160, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 152, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 161, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 153, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 162, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 154, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 7 },
-  { "shmp_provider", 155, _CFFI_F_OPAQUE,
+  { "shmp_listed", 163, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 11 },
+  { "shmp_provider", 164, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 156, _CFFI_F_CHECK_FIELDS,
-    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 17, 5 },
-  { "shmp_shmem", 157, _CFFI_F_OPAQUE,
+  { "shmp_provider_options", 165, _CFFI_F_CHECK_FIELDS,
+    sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 21, 5 },
+  { "shmp_shmem", 166, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 149, _cffi_prim_int(4, 0),
+  { "$1", 158, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 151 },
-  { "shmp_error", 152 },
-  { "shmp_limits", 153 },
-  { "shmp_listed", 154 },
-  { "shmp_provider", 155 },
-  { "shmp_provider_options", 156 },
-  { "shmp_shmem", 157 },
-  { "shmp_user_visitor", 102 },
-  { "shmp_visitor", 41 },
+  { "shmp_description", 160 },
+  { "shmp_error", 161 },
+  { "shmp_limits", 162 },
+  { "shmp_listed", 163 },
+  { "shmp_provider", 164 },
+  { "shmp_provider_options", 165 },
+  { "shmp_shmem", 166 },
+  { "shmp_user_visitor", 111 },
+  { "shmp_visitor", 50 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -2864,12 +3126,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  50,  /* num_globals */
+  56,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  160,  /* num_types */
+  169,  /* num_types */
   0,  /* flags */
 };
 

@@ -8,6 +8,9 @@
 #include "python/_binding.c"
 #undef PyInit__binding
 
+#include <stdlib.h>
+#include <string.h>
+
 Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void);
 
 Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void) {
@@ -61,4 +64,38 @@ int shmpy_arguments(const char *method, const char *const *names, Py_ssize_t req
         return -1;
     }
     return 0;
+}
+
+int shmpy_collect(shmpy_collection *collection, const void *item) {
+    if (collection->count == collection->room) {
+        size_t room = collection->room ? 2 * collection->room : 64;
+        void *items = realloc(collection->items, room * collection->item_size);
+        if (!items) return 1;
+        collection->items = items;
+        collection->room = room;
+    }
+    memcpy(collection->items + collection->count++ * collection->item_size, item, collection->item_size);
+    return 0;
+}
+
+static PyObject *list_of(const shmpy_collection *collection, PyObject *(*convert)(const void *item)) {
+    PyObject *list = PyList_New((Py_ssize_t)collection->count);
+    for (size_t i = 0; list && i < collection->count; i++) {
+        PyObject *item = convert(collection->items + i * collection->item_size);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+PyObject *shmpy_collected(shmpy_collection *collection, int result, PyObject *(*convert)(const void *item),
+                          const shmp_error *error) {
+    PyObject *list = NULL;
+    if (result == 0)
+        list = list_of(collection, convert);
+    else if (result < 0)
+        shmpy_raise(error);
+    else
+        PyErr_NoMemory();
+    free(collection->items);
+    return list;
 }

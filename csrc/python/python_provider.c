@@ -1,6 +1,9 @@
 /* _binding.Provider: owns a shmp_provider. Python's provider classes are its subclasses. */
 #include "python/python_types.h"
 
+#include <limits.h>
+#include <string.h>
+
 typedef struct ProviderObject {
     PyObject_HEAD
     shmp_provider *handle;
@@ -71,38 +74,97 @@ static int to_flag(PyObject *value, unsigned flag, unsigned *ret_flags) {
     return truth < 0 ? -1 : 0;
 }
 
+/* A number from `least` to `most`, which `kind` describes. */
+static int to_unsigned(const char *method, const char *name, PyObject *value, unsigned least, unsigned most,
+                       const char *kind, unsigned *ret_number) {
+    if (PyBool_Check(value) || !PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s: %s %R: %s", method, name, value, kind);
+        return -1;
+    }
+    PyObject *index = PyNumber_Index(value);
+    if (!index) return -1;
+    int overflow;
+    long long number = PyLong_AsLongLongAndOverflow(index, &overflow);
+    int is_good = overflow == 0 && number >= (long long)least && number <= (long long)most;
+    PyObject *text = is_good ? NULL : shown(index);
+    if (is_good) *ret_number = (unsigned)number;
+    if (text) PyErr_Format(PyExc_ValueError, "%s: %s %U: %s", method, name, text, kind);
+    Py_XDECREF(text);
+    Py_DECREF(index);
+    return is_good ? 0 : -1;
+}
+
+/* `value`: NULL or None when the argument was not given. */
+static int add_mode(const char *method, PyObject *value, unsigned *flags) {
+    unsigned mode;
+    if (!value || value == Py_None) return 0;
+    if (to_unsigned(method, "mode", value, 1, 0777, "permissions are an int from 1 to 0o777, such as 0o660", &mode) < 0)
+        return -1;
+    *flags |= SHMP_MODE(mode);
+    return 0;
+}
+
+static PyTypeObject *shmem_type_of(PyTypeObject *type) {
+    PyObject *shmem_type = PyObject_GetAttrString((PyObject *)type, "_shmem_type");
+    if (!shmem_type || (PyType_Check(shmem_type) && shmpy_is_shmem_type((PyTypeObject *)shmem_type)))
+        return (PyTypeObject *)shmem_type;
+    PyErr_Format(PyExc_TypeError, "%R: _shmem_type is %R: it is to be ShMem or a subclass", type, shmem_type);
+    Py_DECREF(shmem_type);
+    return NULL;
+}
+
 static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"name", "flags", NULL};
     const char *name;
+    PyObject *flags = NULL;
     shmp_provider_options options = {.struct_size = sizeof options};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s|I", names, &name, &options.flags)) return NULL;
-    PyObject *shmem_type = PyObject_GetAttrString((PyObject *)type, "_shmem_type");
-    if (!shmem_type) return NULL;
-    ProviderObject *self = (ProviderObject *)PyType_GenericAlloc(type, 0);
-    if (!self) {
-        Py_DECREF(shmem_type);
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s|O", names, &name, &flags) ||
+        (flags && to_unsigned("ShMemProvider", "flags", flags, 0, UINT_MAX, "SHMP_... flags are an unsigned int",
+                              &options.flags) < 0))
         return NULL;
-    }
-    self->shmem_type = (PyTypeObject *)shmem_type;
+    PyTypeObject *shmem_type = shmem_type_of(type);
+    if (!shmem_type) return NULL;
+    char room[SHMP__WANTED_SIZE];
+    /* with the GIL: another thread may be changing the environment by os.environ */
+    const char *wanted = strcmp(name, "std") == 0 ? shmp__wanted_provider(room) : NULL;
+    shmp_provider *handle;
     shmp_error error;
-    /* with the GIL: it reads the environment, which another thread may be changing by os.environ */
-    if (shmp_provider_open(name, &options, &self->handle, &error) < 0) {
-        Py_DECREF(self);
-        return shmpy_raise(&error);
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp__provider_open_wanted(name, wanted, &options, &handle, &error);
+    Py_END_ALLOW_THREADS
+    ProviderObject *self = result == 0 ? (ProviderObject *)PyType_GenericAlloc(type, 0) : NULL;
+    if (self) {
+        self->handle = handle;
+        self->shmem_type = shmem_type;
+        return (PyObject *)self;
     }
-    return (PyObject *)self;
+    if (result < 0)
+        shmpy_raise(&error);
+    else
+        shmp_provider_close(handle);
+    Py_DECREF((PyObject *)shmem_type);
+    return NULL;
 }
 
 static void provider_dealloc(PyObject *object) {
     ProviderObject *self = (ProviderObject *)object;
     PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
     shmp_provider_close(self->handle);
     Py_XDECREF((PyObject *)self->shmem_type);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 
-/* Creates (id NULL: without a name) or attaches, and wraps the handle. */
+/* A class can have its provider. There is nothing to clear: the class clears its attributes. */
+static int provider_traverse(PyObject *object, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT((PyObject *)((ProviderObject *)object)->shmem_type);
+    return 0;
+}
+
+/* Creates or attaches. */
 typedef int (*maker)(shmp_provider *, const shmp_description *, unsigned flags, shmp_shmem **, shmp_error *);
 
 static int make_unnamed(shmp_provider *provider, const shmp_description *what, unsigned flags, shmp_shmem **ret_shmem,
@@ -115,89 +177,87 @@ static int make_named(shmp_provider *provider, const shmp_description *what, uns
     return shmp_create_named(provider, what->id, what->size, flags, ret_shmem, reterr);
 }
 
-/* Gives `made` its handle; on failure, drops it and raises. */
-static PyObject *wrap(PyObject *made, int result, shmp_shmem *handle, const shmp_error *error) {
-    if (result < 0) {
-        Py_DECREF(made);
-        return shmpy_raise(error);
-    }
-    shmpy_shmem_own(made, handle);
-    return made;
-}
-
 static PyObject *make(PyObject *object, maker maker, const shmp_description *what, unsigned flags) {
     ProviderObject *self = (ProviderObject *)object;
-    shmpy_look();
-    PyObject *made = shmpy_shmem_new(self->shmem_type);
-    if (!made) return NULL;
-    shmp_shmem *handle = NULL;
+    shmp_shmem *handle;
     shmp_error error;
     int result;
+    shmpy_look();
     Py_BEGIN_ALLOW_THREADS
     result = maker(self->handle, what, flags, &handle, &error);
     Py_END_ALLOW_THREADS
-    return wrap(made, result, handle, &error);
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
 }
 
 static PyObject *new_shmem(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
-    static const char *const names[] = {"size", "reserve", NULL};
-    PyObject *values[2];
+    static const char *const names[] = {"size", "reserve", "mode", NULL};
+    PyObject *values[3];
     shmp_description what;
     unsigned flags;
     if (shmpy_arguments("new_shmem", names, 1, 1, arguments, count, keywords, values) < 0 ||
-        to_size("new_shmem", values[0], &what.size) < 0 || to_flag(values[1], SHMP_RESERVE, &flags) < 0)
+        to_size("new_shmem", values[0], &what.size) < 0 || to_flag(values[1], SHMP_RESERVE, &flags) < 0 ||
+        add_mode("new_shmem", values[2], &flags) < 0)
         return NULL;
     return make(self, make_unnamed, &what, flags);
 }
 
 static PyObject *new_named(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
-    static const char *const names[] = {"size", "name", "reserve", NULL};
-    PyObject *values[3];
+    static const char *const names[] = {"size", "name", "reserve", "mode", NULL};
+    PyObject *values[4];
     shmp_description what;
     unsigned flags;
     if (shmpy_arguments("new_shmem_with_id", names, 2, 2, arguments, count, keywords, values) < 0 ||
         to_size("new_shmem_with_id", values[0], &what.size) < 0 || to_id("new_shmem_with_id", values[1], what.id) < 0 ||
-        to_flag(values[2], SHMP_RESERVE, &flags) < 0)
+        to_flag(values[2], SHMP_RESERVE, &flags) < 0 || add_mode("new_shmem_with_id", values[3], &flags) < 0)
         return NULL;
     return make(self, make_named, &what, flags);
 }
 
+/* Of read_only and any_user. */
+static int to_attach_flags(PyObject *const values[2], unsigned *ret_flags) {
+    unsigned any_user;
+    if (to_flag(values[0], SHMP_READ_ONLY, ret_flags) < 0 || to_flag(values[1], SHMP_ANY_USER, &any_user) < 0)
+        return -1;
+    *ret_flags |= any_user;
+    return 0;
+}
+
 static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
-    static const char *const names[] = {"id", "size", "read_only", NULL};
+    static const char *const names[] = {"id", "size", "read_only", "any_user", NULL};
     static const char method[] = "shmem_from_id_and_size";
-    PyObject *values[3];
+    PyObject *values[4];
     shmp_description what;
     unsigned flags;
     if (shmpy_arguments(method, names, 2, 2, arguments, count, keywords, values) < 0 ||
         to_id(method, values[0], what.id) < 0 || to_size(method, values[1], &what.size) < 0 ||
-        to_flag(values[2], SHMP_READ_ONLY, &flags) < 0)
+        to_attach_flags(values + 2, &flags) < 0)
         return NULL;
     return make(self, shmp_attach, &what, flags);
 }
 
-static PyObject *clone_ref(PyObject *object, PyObject *origin) {
-    ProviderObject *self = (ProviderObject *)object;
-    if (!PyObject_TypeCheck(origin, self->shmem_type))
-        return PyErr_Format(PyExc_TypeError, "clone_ref: %R is no ShMem", origin);
-    PyObject *made = shmpy_shmem_new(self->shmem_type);
-    shmp_shmem *handle = made ? shmpy_shmem_pin(origin) : NULL, *clone = NULL;
-    if (!handle) {
-        Py_XDECREF(made);
+/* To all that a segment has. */
+static PyObject *attach(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+    static const char *const names[] = {"id", "read_only", "any_user", NULL};
+    PyObject *values[3];
+    shmp_description what = {.size = 0};
+    unsigned flags;
+    if (shmpy_arguments("attach", names, 1, 1, arguments, count, keywords, values) < 0 ||
+        to_id("attach", values[0], what.id) < 0 || to_attach_flags(values + 1, &flags) < 0)
         return NULL;
-    }
-    shmp_error error;
-    int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = shmp_clone(handle, handle->flags & SHMP_READ_ONLY, &clone, &error);
-    Py_END_ALLOW_THREADS
-    shmpy_shmem_unpin(origin);
-    return wrap(made, result, clone, &error);
+    return make(self, shmp_attach, &what, flags | SHMP_WHOLE);
 }
 
-/* Attaches read-only to all that a segment has. */
-static PyObject *attach_whole(PyObject *self, PyObject *id) {
-    shmp_description what = {.size = 0};
-    return to_id("attach", id, what.id) < 0 ? NULL : make(self, shmp_attach, &what, SHMP_WHOLE | SHMP_READ_ONLY);
+/* With the GIL: a handle that shares takes no call of the system, and a child that is forked has it whole or not. */
+static PyObject *clone_ref(PyObject *object, PyObject *origin) {
+    ProviderObject *self = (ProviderObject *)object;
+    if (!PyObject_TypeCheck(origin, self->shmem_type) && !shmpy_is_shmem_type(Py_TYPE(origin)))
+        return PyErr_Format(PyExc_TypeError, "clone_ref: %R is no ShMem", origin);
+    shmp_shmem *handle = shmpy_shmem_pin(origin), *clone;
+    if (!handle) return NULL;
+    shmp_error error;
+    int result = shmp_clone(handle, 0, &clone, &error);
+    shmpy_shmem_unpin(origin);
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, clone);
 }
 
 /* _open_fd(locator, read_only): a descriptor of the segment that ShMem._locate() found. */
@@ -219,77 +279,77 @@ static PyObject *from_fd(PyObject *object, PyObject *arguments) {
     Py_ssize_t size;
     int fd, read_only, result;
     shmp_description what;
-    shmp_shmem *handle = NULL;
+    shmp_shmem *handle;
     shmp_error error;
     if (!PyArg_ParseTuple(arguments, "iOnp", &fd, &id, &size, &read_only) || to_id("_attach_fd", id, what.id) < 0)
         return NULL;
     what.size = (size_t)size;
-    PyObject *made = shmpy_shmem_new(self->shmem_type);
-    if (!made) return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = shmp_attach_fd(self->handle, fd, &what, read_only ? SHMP_READ_ONLY : 0, &handle, &error);
     Py_END_ALLOW_THREADS
-    return wrap(made, result, handle, &error);
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
 }
 
 /* The values come from os.environ, which is safe to read while other threads set it; getenv is not. */
 static PyObject *from_env(PyObject *self, PyObject *arguments) {
     const char *name;
     PyObject *id, *size;
-    int read_only;
+    int read_only, any_user;
     Py_ssize_t length;
     shmp_description what;
     shmp_error error;
-    if (!PyArg_ParseTuple(arguments, "sOOp", &name, &id, &size, &read_only)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "sOOpp", &name, &id, &size, &read_only, &any_user)) return NULL;
     const char *id_text = id == Py_None ? NULL : to_text(id, &length);
     const char *size_text = size == Py_None ? NULL : to_text(size, &length);
     if (shmp__env_parse(name, id_text, size_text, &what, &error) < 0) return shmpy_raise(&error);
-    return make(self, shmp_attach, &what, read_only ? SHMP_READ_ONLY : 0);
+    unsigned flags = (read_only ? SHMP_READ_ONLY : 0u) | (any_user ? SHMP_ANY_USER : 0u);
+    return make(self, shmp_attach, &what, flags);
 }
 
 /* Gives (bytes, segments, advice). */
 static PyObject *limits(PyObject *self, PyObject *unused) {
     shmp_limits limits = {.struct_size = sizeof limits};
     shmp_error error;
+    int result;
     (void)unused;
-    if (shmp_provider_limits(((ProviderObject *)self)->handle, &limits, &error) < 0) return shmpy_raise(&error);
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_provider_limits(((ProviderObject *)self)->handle, &limits, &error);
+    Py_END_ALLOW_THREADS
+    if (result < 0) return shmpy_raise(&error);
     return Py_BuildValue("KKs", limits.bytes, limits.segments, limits.advice);
 }
 
-static int append_segment(void *list, const shmp_listed *segment) {
-    PyObject *item =
-        Py_BuildValue("sKLO", segment->id, segment->size, segment->holder, segment->is_alive ? Py_True : Py_False);
-    int failed = item ? PyList_Append(list, item) : -1;
-    Py_XDECREF(item);
-    return failed < 0;
+static int collect_segment(void *segments, const shmp_listed *segment) { return shmpy_collect(segments, segment); }
+
+static PyObject *to_tuple(const void *item) {
+    const shmp_listed *segment = item;
+    return Py_BuildValue("sKLLO", segment->id, segment->size, segment->holder, segment->user,
+                         segment->is_alive ? Py_True : Py_False);
 }
 
-/* Gives a list of (id, size, owner, is_alive). */
+/* Gives a list of (id, size, holder, user, is_alive). */
 static PyObject *list(PyObject *self, PyObject *unused) {
+    shmpy_collection segments = {.item_size = sizeof(shmp_listed)};
     shmp_error error;
+    int result;
     (void)unused;
-    PyObject *segments = PyList_New(0);
-    if (!segments) return NULL;
-    int result = shmp_list(((ProviderObject *)self)->handle, append_segment, segments, &error);
-    if (result == 0) return segments;
-    Py_DECREF(segments);
-    return result < 0 ? shmpy_raise(&error) : NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_list(((ProviderObject *)self)->handle, collect_segment, &segments, &error);
+    Py_END_ALLOW_THREADS
+    return shmpy_collected(&segments, result, to_tuple, &error);
 }
 
 /* The same of what was removed, or with dry_run would be. */
 static PyObject *reap(PyObject *self, PyObject *dry_run) {
+    shmpy_collection segments = {.item_size = sizeof(shmp_listed)};
     shmp_error error;
     unsigned flags;
-    PyObject *segments = PyList_New(0);
-    if (!segments) return NULL;
-    int result = to_flag(dry_run, SHMP_DRY_RUN, &flags);
-    if (result == 0) {
-        result = shmp_reap(((ProviderObject *)self)->handle, flags, append_segment, segments, &error);
-        if (result == 0) return segments;
-        if (result < 0) shmpy_raise(&error);
-    }
-    Py_DECREF(segments);
-    return NULL;
+    int result;
+    if (to_flag(dry_run, SHMP_DRY_RUN, &flags) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_reap(((ProviderObject *)self)->handle, flags, collect_segment, &segments, &error);
+    Py_END_ALLOW_THREADS
+    return shmpy_collected(&segments, result, to_tuple, &error);
 }
 
 static PyObject *pre_fork(PyObject *self, PyObject *unused) {
@@ -307,14 +367,18 @@ static PyObject *post_fork(PyObject *self, PyObject *is_child) {
     Py_RETURN_NONE;
 }
 
+/* Without the GIL, a thread that asks gc for all objects may have one that has no handle yet. */
+
 static PyObject *get_name(PyObject *self, void *unused) {
+    const shmp_provider *handle = ((ProviderObject *)self)->handle;
     (void)unused;
-    return PyUnicode_FromString(shmp_provider_name(((ProviderObject *)self)->handle));
+    return PyUnicode_FromString(handle ? shmp_provider_name(handle) : "");
 }
 
 static PyObject *get_fd_ids(PyObject *self, void *unused) {
+    const shmp_provider *handle = ((ProviderObject *)self)->handle;
     (void)unused;
-    return PyBool_FromLong(!!(((ProviderObject *)self)->handle->flags & SHMP_FD_IDS));
+    return PyBool_FromLong(handle && handle->flags & SHMP_FD_IDS);
 }
 
 /* Provider[...] is for type checkers. */
@@ -326,16 +390,26 @@ static PyObject *class_getitem(PyObject *type, PyObject *unused) {
 
 static PyMethodDef methods[] = {
     {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS,
-     "new_shmem($self, size, *, reserve=False)\n--\n\nCreate a segment of `size` bytes, all zero.\n\nreserve=True "
-     "takes all of its memory now, as dear as touching every page, and promises that\ntouching it later is never a "
-     "SIGBUS."},
+     "new_shmem($self, size, *, reserve=False, mode=None)\n--\n\nCreate a segment of `size` bytes, all zero.\n\n"
+     "reserve=True takes all of its memory now, as dear as touching every page, and promises that\ntouching it later "
+     "is never a SIGBUS. mode=0o660 and the like (posix, sysv) let other users attach,\nwho say any_user=True; without "
+     "it the segment is this user's alone.\n\nio.UnsupportedOperation: the mechanism has no such thing. ValueError: "
+     "size 0 or less, a mode\nbeyond 0o777. OverflowError: beyond the address space. OSError: a call of the system "
+     "failed."},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
+    {"attach", METHOD(attach), METH_FASTCALL | METH_KEYWORDS,
+     "attach($self, id, *, read_only=False, any_user=False)\n--\n\nAttach to all bytes of a segment whose size is not "
+     "known.\n\nArguments and errors are those of shmem_from_id_and_size."},
     {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS,
-     "shmem_from_id_and_size($self, id, size, *, read_only=False)\n--\n\nAttach to a segment and map `size` bytes of "
-     "it: no more than it has.\n\nread_only=True protects from mistakes, not from an enemy, who could reopen it."},
+     "shmem_from_id_and_size($self, id, size, *, read_only=False, any_user=False)\n--\n\nAttach to a segment and map "
+     "`size` bytes of it: no more than it has.\n\nread_only=True protects from mistakes, not from an enemy, who could "
+     "reopen it. any_user=True takes\none that is neither this user's nor root's, who can change and truncate it.\n\n"
+     "InvalidIdError: garbage, or no shared memory. FileNotFoundError: it is gone. SizeMismatchError: it\nis smaller. "
+     "PermissionError: it is another user's."},
     {"clone_ref", clone_ref, METH_O,
-     "clone_ref($self, shm, /)\n--\n\nMake another handle on a segment, read-only if that one is."},
-    {"_attach_whole", attach_whole, METH_O, NULL},
+     "clone_ref($self, shm, /)\n--\n\nMake another handle on a segment, read-only if that one is.\n\nIt shares memory, "
+     "descriptor and id, which stay until the last of them is closed. It is never the\nowner. ValueError: `shm` is "
+     "closed."},
     {"_from_env", from_env, METH_VARARGS, NULL},
     {"_list", list, METH_NOARGS, NULL},
     {"_reap", reap, METH_O, NULL},
@@ -359,6 +433,7 @@ static PyGetSetDef properties[] = {
 static PyType_Slot slots[] = {
     {Py_tp_new, (void *)provider_new},
     {Py_tp_dealloc, (void *)provider_dealloc},
+    {Py_tp_traverse, (void *)provider_traverse},
     {Py_tp_methods, methods},
     {Py_tp_getset, properties},
     {0, NULL},
@@ -367,7 +442,7 @@ static PyType_Slot slots[] = {
 static PyType_Spec spec = {
     .name = "shmem_providers._binding.Provider",
     .basicsize = sizeof(ProviderObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .slots = slots,
 };
 

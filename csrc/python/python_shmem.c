@@ -1,49 +1,76 @@
 /* _binding.ShMem: owns a shmp_shmem, exports its memory, and releases it exactly once, whichever
  * thread does what.
  *
- * One atomic word says it all: whether it is closed, how many short accesses are under way
- * ("pins") and how many buffer views are alive. Nothing begins once it is closed; the memory goes
- * when it is closed and the last pin and view are gone, by whoever takes the last step. */
+ * One atomic word says it all: whether it is open, how many short accesses are under way ("pins"), how many buffer
+ * views are alive, and whether there ever was one. Nothing begins unless it is open, which zeroed memory is not.
+ * Closing waits for pins only, and he who takes the last step lets go of name and descriptor. The memory goes with them
+ * if it never was exported; else with this object, which outlives all that reads it: views hold it, and so do those who
+ * read a buffer, release it at once and keep its exporter (NumPy's ndarray(buffer=...), torch.frombuffer).
+ *
+ * Between begin(PIN) and end(PIN) no Python code runs, and so no fork by the same thread: the pins that a forked
+ * child finds are those of threads that it does not have. They go when it first looks; the word has the low bits of the
+ * mark of the process whose pins it counts. */
 #include "python/python_types.h"
 
 #include "os/os.h"
 
 #include <string.h>
 
-static const uint64_t VIEW = 1, PIN = 1ull << 32, CLOSED = 1ull << 63;
+enum { VIEW_BITS = 28, PIN_BITS = 16, MARK_BITS = 18 };
+#define FIELD(bits, first) ((((uint64_t)1 << (bits)) - 1) << (first))
+static const uint64_t VIEW = 1, VIEWS = FIELD(VIEW_BITS, 0);
+static const uint64_t PIN = (uint64_t)1 << VIEW_BITS, PINS = FIELD(PIN_BITS, VIEW_BITS);
+static const uint64_t MARK = FIELD(MARK_BITS, VIEW_BITS + PIN_BITS);
+static const uint64_t EXPORTED = (uint64_t)1 << 62, OPEN = (uint64_t)1 << 63;
+#undef FIELD
 
 typedef struct ShMemObject {
     PyObject_HEAD
     shmp__atomic_u64 state;
-    shmp_shmem *handle; /* valid while pinned, viewed or not closed; so is data */
-    unsigned char *data;
+    shmp_shmem *handle;      /* valid while open or pinned; what is left of an exported one, until the end */
+    shmp_provider *provider; /* the handle's; it holds a reference, so that its mark can always be read */
+    unsigned char *data;     /* valid while pinned or viewed */
     Py_ssize_t size;
-    const char *provider_name;
+    const char *provider_name; /* NULL: it never had a handle */
     int readonly;
     int has_warned;
     PyObject *failure; /* the exception that every use raises: this could not be attached in unpickling */
 } ShMemObject;
 
-static unsigned views_of(uint64_t state) { return (unsigned)(state & (PIN - 1)); }
+static unsigned views_of(uint64_t state) { return (unsigned)(state & VIEWS); }
 
-/* Nothing uses the handle any more. */
-static int release(ShMemObject *self, shmp_error *reterr) {
+/* For those that cannot raise; `where` is what the message says. */
+static void report_unraisable(const shmp_error *error, PyObject *where) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    shmpy_raise(error);
+    PyErr_WriteUnraisable(where);
+    PyErr_Restore(type, value, traceback);
+}
+
+static int close_handle(ShMemObject *self, shmp_error *reterr) {
+    shmp_shmem *handle = self->handle;
     int result;
+    self->handle = NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = shmp_close(self->handle, reterr);
+    result = shmp_close(handle, reterr);
     Py_END_ALLOW_THREADS
     return result;
 }
 
-/* For those that cannot raise. */
+/* It is closed, and nothing is under way: lets go of all but memory that was exported. */
+static int release(ShMemObject *self, shmp_error *reterr) {
+    if (!(shmp__atomic_load64(&self->state) & EXPORTED)) return close_handle(self, reterr);
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp__retire(self->handle, reterr);
+    Py_END_ALLOW_THREADS
+    return result;
+}
+
 static void release_quietly(ShMemObject *self) {
     shmp_error error;
-    if (release(self, &error) == 0) return;
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    shmpy_raise(&error);
-    PyErr_WriteUnraisable((PyObject *)self);
-    PyErr_Restore(type, value, traceback);
+    if (release(self, &error) < 0) report_unraisable(&error, (PyObject *)self);
 }
 
 /* A failed one raises the same each time, but not the same object, which would gather tracebacks. */
@@ -57,20 +84,33 @@ static void raise_closed(const ShMemObject *self) {
     Py_XDECREF(arguments);
 }
 
+static uint64_t mark_of(shmp_provider *provider) {
+    return (uint64_t)shmp__process_mark(provider) << (VIEW_BITS + PIN_BITS) & MARK;
+}
+
+/* The state of one that is open without the pins that came over fork. */
+static uint64_t without_inherited(const ShMemObject *self, uint64_t state) {
+    uint64_t mark = mark_of(self->provider);
+    return (state & MARK) == mark ? state : (state & ~(PINS | MARK)) | mark;
+}
+
 /* Adds a pin or a view; -1 with an exception when it is closed. */
 static int begin(ShMemObject *self, uint64_t what) {
-    uint64_t state = shmp__atomic_load64(&self->state);
+    uint64_t state = shmp__atomic_load64(&self->state), next;
     do {
-        if (state & CLOSED) {
+        if (!(state & OPEN)) {
             raise_closed(self);
             return -1;
         }
-    } while (!shmp__atomic_swap_if64(&self->state, &state, state + what));
+        next = without_inherited(self, state) + what;
+        if (what == VIEW) next |= EXPORTED;
+    } while (!shmp__atomic_swap_if64(&self->state, &state, next));
     return 0;
 }
 
 static void end(ShMemObject *self, uint64_t what) {
-    if (shmp__atomic_sub64(&self->state, what) == (CLOSED | what)) release_quietly(self);
+    uint64_t before = shmp__atomic_sub64(&self->state, what);
+    if (what == PIN && (before & (OPEN | PINS)) == PIN) release_quietly(self);
 }
 
 /* For what needs no memory but is refused on a closed one; -1 with an exception. */
@@ -86,30 +126,34 @@ shmp_shmem *shmpy_shmem_pin(PyObject *self) {
 
 void shmpy_shmem_unpin(PyObject *self) { end((ShMemObject *)self, PIN); }
 
-/* Marks it closed; gives the state before, with CLOSED in it when there was nothing to do. With
+/* Marks it closed; gives the state before, without OPEN when there was nothing to do. With
  * `unless_viewed` a viewed segment is left alone. */
 static uint64_t mark_closed(ShMemObject *self, int unless_viewed) {
-    uint64_t state = shmp__atomic_load64(&self->state);
+    uint64_t state = shmp__atomic_load64(&self->state), cleaned;
     do {
-        if (state & CLOSED || (unless_viewed && views_of(state))) return state;
-    } while (!shmp__atomic_swap_if64(&self->state, &state, state | CLOSED));
-    return state;
+        if (!(state & OPEN)) return state;
+        cleaned = without_inherited(self, state);
+        if (unless_viewed && views_of(cleaned)) return cleaned;
+    } while (!shmp__atomic_swap_if64(&self->state, &state, cleaned & ~OPEN));
+    return cleaned;
 }
 
-PyObject *shmpy_shmem_new(PyTypeObject *type) {
-    PyObject *self = PyType_GenericAlloc(type, 0);
-    if (self) ((ShMemObject *)self)->state = CLOSED;
-    return self;
-}
-
-void shmpy_shmem_own(PyObject *object, shmp_shmem *handle) {
-    ShMemObject *self = (ShMemObject *)object;
+PyObject *shmpy_shmem_own(PyTypeObject *type, shmp_shmem *handle) {
+    ShMemObject *self = (ShMemObject *)PyType_GenericAlloc(type, 0);
+    if (!self) {
+        (void)shmp_close(handle, NULL);
+        return NULL;
+    }
     self->handle = handle;
+    self->provider = handle->mapping->provider;
+    shmp__atomic_add(&self->provider->references, 1);
     self->data = shmp_data(handle);
     self->size = (Py_ssize_t)shmp_size(handle);
-    self->provider_name = shmp_backend(handle);
     self->readonly = !!(handle->flags & SHMP_READ_ONLY);
-    self->state = 0;
+    self->provider_name = shmp_backend(handle);
+    uint64_t none = 0; /* last, as without the GIL a thread that asks gc for all objects may have it by now */
+    while (!shmp__atomic_swap_if64(&self->state, &none, OPEN | mark_of(self->provider))) continue;
+    return (PyObject *)self;
 }
 
 static PyObject *shmem_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
@@ -120,17 +164,16 @@ static PyObject *shmem_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
 
 /* _failed(exception): stands for a segment that could not be attached. */
 static PyObject *failed(PyObject *type, PyObject *exception) {
-    PyObject *self = shmpy_shmem_new((PyTypeObject *)type);
+    PyObject *self = PyType_GenericAlloc((PyTypeObject *)type, 0);
     if (!self) return NULL;
     Py_INCREF(exception);
     ((ShMemObject *)self)->failure = exception;
-    ((ShMemObject *)self)->provider_name = "";
     return self;
 }
 
 static void shmem_finalize(PyObject *object) {
     ShMemObject *self = (ShMemObject *)object;
-    if (shmp__atomic_load64(&self->state) & CLOSED || self->has_warned) return;
+    if (!(shmp__atomic_load64(&self->state) & OPEN) || self->has_warned) return;
     if (!shmp__is_made_here(self->handle)) return; /* inherited by fork: its parent's to close */
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -139,26 +182,37 @@ static void shmem_finalize(PyObject *object) {
     PyErr_Restore(type, value, traceback);
 }
 
+/* Whoever uses it has a reference: nobody does. */
 static void shmem_dealloc(PyObject *object) {
     ShMemObject *self = (ShMemObject *)object;
     PyTypeObject *type = Py_TYPE(object);
-    if (!(mark_closed(self, 0) & CLOSED)) release_quietly(self);
+    shmp_error error;
+    if (self->handle && close_handle(self, &error) < 0) report_unraisable(&error, (PyObject *)type);
+    shmp_provider_close(self->provider);
     Py_XDECREF(self->failure);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
+}
+
+/* Not by comparing with the type, which each interpreter has its own of. */
+int shmpy_is_shmem_type(PyTypeObject *type) {
+    while (type && PyType_GetSlot(type, Py_tp_dealloc) != (void *)shmem_dealloc)
+        type = PyType_GetSlot(type, Py_tp_base);
+    return !!type;
 }
 
 static PyObject *shmem_close(PyObject *object, PyObject *unused) {
     ShMemObject *self = (ShMemObject *)object;
     (void)unused;
     uint64_t state = mark_closed(self, 1);
-    if (state & CLOSED) Py_RETURN_NONE;
+    if (!(state & OPEN)) Py_RETURN_NONE;
     if (views_of(state))
         return PyErr_Format(PyExc_BufferError,
-                            "close: %u views of this segment are alive (memoryview, NumPy, ctypes): release them first",
+                            "close: %u views of this segment are alive (memoryview, NumPy, ctypes): release them "
+                            "first, or leave a with block, which closes all the same",
                             views_of(state));
     shmp_error error;
-    if (state == 0 && release(self, &error) < 0) return shmpy_raise(&error);
+    if (!(state & PINS) && release(self, &error) < 0) return shmpy_raise(&error);
     shmpy_look();
     Py_RETURN_NONE;
 }
@@ -174,7 +228,7 @@ static PyObject *shmem_enter(PyObject *object, PyObject *unused) {
 static PyObject *shmem_exit(PyObject *object, PyObject *arguments) {
     ShMemObject *self = (ShMemObject *)object;
     (void)arguments;
-    if (mark_closed(self, 0) == 0) release_quietly(self);
+    if ((mark_closed(self, 0) & (OPEN | PINS)) == OPEN) release_quietly(self);
     Py_RETURN_NONE;
 }
 
@@ -357,9 +411,12 @@ static PyObject *describe(PyObject *object, PyObject *unused) {
     ShMemObject *self = (ShMemObject *)object;
     shmp_description description;
     shmp_error error;
+    int result;
     (void)unused;
     if (begin(self, PIN) < 0) return NULL;
-    int result = shmp_describe(self->handle, &description, &error);
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_describe(self->handle, &description, &error);
+    Py_END_ALLOW_THREADS
     end(self, PIN);
     if (result < 0) return shmpy_raise(&error);
     return Py_BuildValue("sn", description.id, self->size);
@@ -371,35 +428,33 @@ static PyObject *env_description(PyObject *object, PyObject *arguments) {
     const char *name;
     shmp_description description;
     shmp_error error;
+    int result;
     if (!PyArg_ParseTuple(arguments, "s", &name) || begin(self, PIN) < 0) return NULL;
-    int result = shmp__env_description(self->handle, name, &description, &error);
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp__env_description(self->handle, name, &description, &error);
+    Py_END_ALLOW_THREADS
     end(self, PIN);
     if (result < 0) return shmpy_raise(&error);
     return Py_BuildValue("sn", description.id, self->size);
 }
 
-static int append_user(void *list, long pid) {
-    PyObject *number = PyLong_FromLong(pid);
-    int failed = number ? PyList_Append(list, number) : -1;
-    Py_XDECREF(number);
-    return failed < 0;
-}
+static int collect_user(void *pids, long pid) { return shmpy_collect(pids, &pid); }
+
+static PyObject *to_number(const void *pid) { return PyLong_FromLong(*(const long *)pid); }
 
 /* Gives the pids that have it mapped. */
 static PyObject *users(PyObject *object, PyObject *unused) {
     ShMemObject *self = (ShMemObject *)object;
+    shmpy_collection pids = {.item_size = sizeof(long)};
     shmp_error error;
+    int result;
     (void)unused;
-    PyObject *pids = PyList_New(0);
-    if (!pids || begin(self, PIN) < 0) {
-        Py_XDECREF(pids);
-        return NULL;
-    }
-    int result = shmp_users(self->handle, append_user, pids, &error);
+    if (begin(self, PIN) < 0) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_users(self->handle, collect_user, &pids, &error);
+    Py_END_ALLOW_THREADS
     end(self, PIN);
-    if (result == 0) return pids;
-    Py_DECREF(pids);
-    return result < 0 ? shmpy_raise(&error) : NULL;
+    return shmpy_collected(&pids, result, to_number, &error);
 }
 
 /* ---- Handing over: _handover.py says what for ---- */
@@ -420,23 +475,25 @@ static PyObject *locate(PyObject *object, PyObject *unused) {
 /* _keep(shm): a handle on it, for the outbox, that nobody is warned about when it is not closed. */
 static PyObject *keep(PyObject *type, PyObject *origin) {
     shmp_error error;
-    if (!PyObject_TypeCheck(origin, (PyTypeObject *)type))
-        return PyErr_Format(PyExc_TypeError, "%R is no ShMem", origin);
-    PyObject *made = shmpy_shmem_new((PyTypeObject *)type);
-    shmp_shmem *handle = made ? shmpy_shmem_pin(origin) : NULL, *kept = NULL;
-    if (!handle) {
-        Py_XDECREF(made);
-        return NULL;
-    }
+    if (!shmpy_is_shmem_type(Py_TYPE(origin))) return PyErr_Format(PyExc_TypeError, "_keep: %R is no ShMem", origin);
+    shmp_shmem *handle = shmpy_shmem_pin(origin), *kept;
+    if (!handle) return NULL;
     int result = shmp__keep(handle, &kept, &error);
     shmpy_shmem_unpin(origin);
-    if (result < 0) {
-        Py_DECREF(made);
-        return shmpy_raise(&error);
-    }
-    shmpy_shmem_own(made, kept);
-    ((ShMemObject *)made)->has_warned = 1;
+    if (result < 0) return shmpy_raise(&error);
+    PyObject *made = shmpy_shmem_own((PyTypeObject *)type, kept);
+    if (made) ((ShMemObject *)made)->has_warned = 1;
     return made;
+}
+
+/* Whether closing this handle is to remove a name. */
+static PyObject *has_name(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int result = shmp__is_owner(self->handle) && !(self->handle->mapping->flags & SHMP_KEEP);
+    end(self, PIN);
+    return PyBool_FromLong(result);
 }
 
 /* It is never closed: it ends with the process. */
@@ -485,7 +542,7 @@ static PyObject *get_is_owner(PyObject *object, void *unused) {
 
 static PyObject *get_closed(PyObject *object, void *unused) {
     (void)unused;
-    return PyBool_FromLong(!!(shmp__atomic_load64(&((ShMemObject *)object)->state) & CLOSED));
+    return PyBool_FromLong(!(shmp__atomic_load64(&((ShMemObject *)object)->state) & OPEN));
 }
 
 static PyObject *get_size(PyObject *object, void *unused) {
@@ -500,13 +557,16 @@ static PyObject *get_readonly(PyObject *object, void *unused) {
 
 static PyObject *get_provider_name(PyObject *object, void *unused) {
     (void)unused;
-    return PyUnicode_FromString(((ShMemObject *)object)->provider_name);
+    const char *name = ((ShMemObject *)object)->provider_name;
+    return PyUnicode_FromString(name ? name : "");
 }
 
 static PyMethodDef methods[] = {
     {"close", shmem_close, METH_NOARGS,
-     "close($self, /)\n--\n\nUnmap and release it; a second call does nothing. The owner's destroys the "
-     "segment.\n\nBufferError: views of it are alive; it stays usable."},
+     "close($self, /)\n--\n\nRelease it; a second call does nothing. The owner's destroys the segment.\n\nName, "
+     "descriptor and use end at once. So does the memory if it never was exported (memoryview, NumPy,\n`as_ptr_of`), "
+     "else with this object, which NumPy and others may hold without a view.\n\nBufferError: views of it are alive; "
+     "it stays usable. Leaving a with block closes all the same."},
     {"fileno", shmem_fileno, METH_NOARGS,
      "fileno($self, /)\n--\n\nGive the file descriptor, which stays this object's.\n\nio.UnsupportedOperation: sysv "
      "and nop have none."},
@@ -522,6 +582,7 @@ static PyMethodDef methods[] = {
     {"_failed", failed, METH_O | METH_CLASS, NULL},
     {"_locate", locate, METH_NOARGS, NULL},
     {"_keep", keep, METH_O | METH_CLASS, NULL},
+    {"_has_name", has_name, METH_NOARGS, NULL},
     {"_abandon", abandon, METH_NOARGS, NULL},
     {"_say_when_closed", say_when_closed, METH_O, NULL},
     {"_watch", watch, METH_O | METH_CLASS, NULL},
@@ -529,7 +590,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef properties[] = {
-    {"closed", get_closed, NULL, "Whether it was closed. Live views keep the memory of a closed one.", NULL},
+    {"closed", get_closed, NULL, "Whether it was closed. Its memory stays for whoever it was exported to.", NULL},
     {"is_owner", get_is_owner, NULL,
      "Whether this handle created the segment, in this process: a forked child's never did.", NULL},
     {"provider_name", get_provider_name, NULL, "The mechanism that holds it, such as memfd.", NULL},

@@ -20,11 +20,28 @@ PyObject *shmpy_raise(const shmp_error *error);
 int shmpy_arguments(const char *method, const char *const *names, Py_ssize_t required, Py_ssize_t positional,
                     PyObject *const *arguments, Py_ssize_t count, PyObject *keywords, PyObject **ret_values);
 
-/* A new object of `type`, a subclass of _binding.ShMem, without a handle; shmpy_shmem_own gives it one. */
-PyObject *shmpy_shmem_new(PyTypeObject *type);
-void shmpy_shmem_own(PyObject *self, shmp_shmem *handle);
+/* What a visitor finds without the GIL, in C memory, to be converted when all is there. */
+typedef struct shmpy_collection {
+    unsigned char *items;
+    size_t item_size, count, room;
+} shmpy_collection;
 
-/* Keeps the handle from being released; NULL with an exception when it is closed. */
+/* Adds a copy of an item; 1, which ends the visit, when memory is short. */
+int shmpy_collect(shmpy_collection *collection, const void *item);
+
+/* Frees the collection, and gives a list of what `convert` makes of its items; or raises what `result` of the visit
+ * says. */
+PyObject *shmpy_collected(shmpy_collection *collection, int result, PyObject *(*convert)(const void *item),
+                          const shmp_error *error);
+
+/* A new object of `type`, which shmpy_is_shmem_type, and that owns the handle; which is closed when NULL is given. */
+PyObject *shmpy_shmem_own(PyTypeObject *type, shmp_shmem *handle);
+
+/* Whether its objects are laid out as a _binding.ShMem. */
+int shmpy_is_shmem_type(PyTypeObject *type);
+
+/* Keeps the handle from being released; NULL with an exception when it is closed. No Python code may run until it is
+ * unpinned. */
 shmp_shmem *shmpy_shmem_pin(PyObject *self);
 void shmpy_shmem_unpin(PyObject *self);
 

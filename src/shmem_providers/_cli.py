@@ -92,12 +92,23 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+def _name_of(user: int) -> str:
+    """Give the login name of a user, or the number of one that has none."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(user).pw_name
+    except (ImportError, KeyError):
+        return str(user)
+
+
 def _show_segments(segments: list[Segment], nothing: str) -> None:
-    table = _table(("provider", "id"), ("size", "owner", "state"))
+    table = _table(("provider", "id", "user"), ("size", "owner", "state"))
     for segment in segments:
         state = "alive" if segment["alive"] else "[yellow]left over[/yellow]"
         owner = str(segment["owner_pid"] or "-")
-        table.add_row(segment["provider"], escape(segment["id"]), f"{segment['size']:,}", owner, state)
+        user = escape(_name_of(segment["user"]))
+        table.add_row(segment["provider"], escape(segment["id"]), user, f"{segment['size']:,}", owner, state)
     console.print(table if segments else nothing)
 
 
@@ -142,7 +153,7 @@ def inspect(
     bytes_shown: Annotated[int, typer.Option("--bytes", min=0, help="How many of its bytes to show.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Show a segment's size, its first bytes, and the processes that have it mapped."""
+    """Show a segment's size, whose it is, its first bytes, and the processes that have it mapped."""
     try:
         inspection = inspect_segment(id, bytes_shown=bytes_shown)
     except (OSError, ValueError) as problem:
@@ -152,6 +163,8 @@ def inspect(
         print(json.dumps(inspection, indent=2))
         return
     console.print(f"{inspection['provider']} segment {escape(inspection['id'])}: {inspection['size']:,} bytes")
+    if inspection["user"] is not None:
+        console.print(f"user: {escape(_name_of(inspection['user']))}")
     if inspection["mapped_by"] is not None:
         console.print(f"mapped by: {', '.join(map(str, inspection['mapped_by'])) or 'nobody that can be seen'}")
     data = bytes.fromhex(inspection["first_bytes"])

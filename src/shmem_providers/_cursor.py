@@ -20,6 +20,7 @@ class ShMemCursor(io.RawIOBase):
     Writes stop at the segment's end: a write that has room for some bytes gives their number, one
     that has room for none is ``OSError(ENOSPC)`` (0, as the Rust crate gives, would make
     `io.BufferedWriter` try for ever). The position may be beyond the end; reads there are empty.
+    It exports no view: closing the segment is never refused because of it.
     """
 
     def __init__(self, shm: ShMem) -> None:
@@ -59,28 +60,26 @@ class ShMemCursor(io.RawIOBase):
     def readinto(self, buffer: Buffer) -> int:
         """Fill `buffer` from the position on and give the number of bytes."""
         self._checkClosed()
-        with memoryview(self._shm) as memory, memoryview(buffer).cast("B") as target:
-            part = memory[self._position : self._position + len(target)]
+        with memoryview(buffer).cast("B") as target:
+            part = self._shm[self._position : self._position + len(target)]
             target[: len(part)] = part
-            count = len(part)
-            part.release()
-        self._position += count
-        return count
+        self._position += len(part)
+        return len(part)
 
     def write(self, data: Buffer) -> int:
         """Write what fits, and give the number of bytes."""
         self._checkClosed()
         if self._shm.readonly:
             raise io.UnsupportedOperation("ShMemCursor.write: the segment is attached read-only")
-        with memoryview(self._shm) as memory, memoryview(data).cast("B") as source:
-            part = memory[self._position : self._position + len(source)]
-            count = len(part)
-            part[:] = source[:count]
-            part.release()
+        with memoryview(data).cast("B") as source:
+            size = len(self._shm)
+            count = min(len(source), max(size - self._position, 0))
             if count == 0 and len(source):
                 raise OSError(
                     errno.ENOSPC,
-                    f"ShMemCursor.write: {len(source)} bytes at {self._position}: the segment ends at {len(memory)}",
+                    f"ShMemCursor.write: {len(source)} bytes at {self._position}: the segment ends at {size}",
                 )
+            with source[:count] as part:
+                self._shm[self._position : self._position + count] = part
         self._position += count
         return count

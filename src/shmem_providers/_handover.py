@@ -162,7 +162,7 @@ class _Outbox:
         id = "" if name == "memfd" else _name(shm) if name == "posix" else shm._describe()[0]
         if id == "/" and not locator:
             raise InvalidIdError("this segment has no name and no id to attach by: send its descriptor")
-        key = name, locator.rpartition(".")[2] or id, shm.is_owner
+        key = name, locator.rpartition(".")[2] or id, shm._has_name()
         with self.lock:
             self.look()
             ledger = self.ledgers.get(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -10,15 +11,17 @@ from typing import TypedDict
 from shmem_providers._binding import lib
 from shmem_providers._errors import ProviderUnavailableError
 from shmem_providers._providers import ShMemProvider, StdShMemProvider, probe_providers
+from shmem_providers._shmem import ShMem
 
 
 class Segment(TypedDict):
-    """One segment. `owner_pid` is a process that holds it, 0 when none can be seen."""
+    """One segment. `owner_pid` is a process that holds it, 0 when none can be seen; `user` a number."""
 
     provider: str
     id: str
     size: int
     owner_pid: int
+    user: int
     alive: bool
 
 
@@ -30,11 +33,12 @@ class Listing(TypedDict):
 
 
 class Inspection(TypedDict):
-    """One segment from close by. `first_bytes` is hexadecimal; `mapped_by` is None where the system does not tell."""
+    """One segment from close by. `first_bytes` is hexadecimal; `user`, `mapped_by`: None where the system is silent."""
 
     provider: str
     id: str
     size: int
+    user: int | None
     first_bytes: str
     mapped_by: list[int] | None
 
@@ -42,10 +46,10 @@ class Inspection(TypedDict):
 OTHER_USERS = "segments and processes of other users are shown to root only"
 
 
-def _segments(provider: str, found: list[tuple[str, int, int, bool]]) -> list[Segment]:
+def _segments(provider: str, found: list[tuple[str, int, int, int, bool]]) -> list[Segment]:
     return [
-        {"provider": provider, "id": id, "size": size, "owner_pid": owner, "alive": alive}
-        for id, size, owner, alive in found
+        {"provider": provider, "id": id, "size": size, "owner_pid": owner, "user": user, "alive": alive}
+        for id, size, owner, user, alive in found
     ]
 
 
@@ -74,9 +78,22 @@ def reap_segments(*, dry_run: bool) -> list[Segment]:
     return [segment for provider in _providers() for segment in _segments(provider.name, provider._reap(dry_run))]
 
 
+def _user_of(shm: ShMem) -> int | None:
+    """Tell whose a segment is."""
+    if shm.provider_name in ("memfd", "posix"):
+        return os.fstat(shm.fileno()).st_uid
+    with contextlib.suppress(FileNotFoundError), open("/proc/sysvipc/shm") as segments:
+        heading = next(segments).split()
+        for line in segments:
+            row = dict(zip(heading, line.split(), strict=True))
+            if shm.provider_name == "sysv" and row["shmid"] == shm.id.as_str():
+                return int(row["cuid"])  # who made it can give it to anybody
+    return None
+
+
 def inspect_segment(id: str, *, bytes_shown: int) -> Inspection:
     """Attach to a segment read-only and look."""
-    with StdShMemProvider()._attach_whole(id) as shm:
+    with StdShMemProvider().attach(id, read_only=True, any_user=True) as shm:
         mapped_by: list[int] | None
         try:
             mapped_by = [pid for pid in shm._users() if pid != os.getpid()]
@@ -86,6 +103,7 @@ def inspect_segment(id: str, *, bytes_shown: int) -> Inspection:
             "provider": shm.provider_name,
             "id": id,
             "size": shm.size,
+            "user": _user_of(shm),
             "first_bytes": shm[:bytes_shown].hex(" "),
             "mapped_by": mapped_by,
         }

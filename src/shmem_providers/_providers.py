@@ -22,25 +22,28 @@ class ShMemProvider(_binding.Provider[ShMem]):
 
     May be used from any thread, at the same time. Segments outlive their provider.
 
-    All of ``new_shmem(size, *, reserve=False)``, ``shmem_from_id_and_size(id, size, *,
-    read_only=False)`` and what is built on them raise `TypeError` for a size that is no int (a
-    bool is none), `ValueError` for 0 and less, `OverflowError` beyond the address space, and
-    `OSError` when a call of the system fails. Attaching raises `InvalidIdError` for garbage and
-    for what is no shared memory, `SizeMismatchError` when the segment is smaller, and
-    `FileNotFoundError` when it is gone.
+    All of ``new_shmem(size, *, reserve=False, mode=None)``, ``shmem_from_id_and_size(id, size, *,
+    read_only=False, any_user=False)`` and what is built on them raise `TypeError` for a size that is
+    no int (a bool is none), `ValueError` for 0 and less, `OverflowError` beyond the address space,
+    and `OSError` when a call of the system fails. Attaching, to which ``attach(id)`` belongs, raises
+    `InvalidIdError` for garbage and for what is no shared memory, `SizeMismatchError` when the segment
+    is smaller, `FileNotFoundError` when it is gone, and `PermissionError` when it is another user's
+    (neither this one's nor root's), unless ``any_user=True`` says that this user is trusted.
     """
 
     __slots__ = ("__weakref__",)
 
     _shmem_type = ShMem
 
-    def shmem_from_description(self, description: ShMemDescription, *, read_only: bool = False) -> ShMem:
+    def shmem_from_description(
+        self, description: ShMemDescription, *, read_only: bool = False, any_user: bool = False
+    ) -> ShMem:
         """Attach to the segment that was described."""
         if not isinstance(description, ShMemDescription):
             raise TypeError(f"shmem_from_description: {description!r} is no ShMemDescription")
-        return self.shmem_from_id_and_size(description.id, description.size, read_only=read_only)
+        return self.shmem_from_id_and_size(description.id, description.size, read_only=read_only, any_user=any_user)
 
-    def existing_from_env(self, name: str, *, read_only: bool = False) -> ShMem:
+    def existing_from_env(self, name: str, *, read_only: bool = False, any_user: bool = False) -> ShMem:
         """Attach to what `ShMem.write_to_env` wrote, in this process or one it descends from.
 
         Raises:
@@ -48,7 +51,7 @@ class ShMemProvider(_binding.Provider[ShMem]):
             ValueError: the size is no plain decimal number, or the id is garbage.
 
         """
-        return self._from_env(name, os.environ.get(name), os.environ.get(name + "_SIZE"), read_only)
+        return self._from_env(name, os.environ.get(name), os.environ.get(name + "_SIZE"), read_only, any_user)
 
     def new_on_shmem(self, value: Any) -> ShMem:
         """Create a segment that holds a copy of a ctypes instance."""
@@ -128,18 +131,25 @@ class MmapShMemProvider(ShMemProvider):
         """Raise `ProviderUnavailableError` where there is no shm_open."""
         return super().__new__(cls, "posix", lib.SHMP_FD_IDS if fd_ids else 0)
 
-    def new_shmem_with_id(self, size: int, name: str, *, reserve: bool = False) -> ShMem:
+    def new_shmem_with_id(self, size: int, name: str, *, reserve: bool = False, mode: int | None = None) -> ShMem:
         """Create a segment under a name: ``/`` and up to 18 characters without another ``/``.
 
         Names that begin with ``/shmp_`` are the library's own. The owner's `close` unlinks it;
         when the owner is killed, it stays until you remove it.
 
+        Args:
+            size: bytes.
+            name: the name, which is the id.
+            reserve: as `new_shmem`.
+            mode: who may open it, such as ``0o660``, whatever the umask; others say ``any_user=True``.
+
         Raises:
             FileExistsError: the name is taken.
             InvalidIdError: it cannot be a name.
+            ValueError: a size below 1, or a mode beyond ``0o777``.
 
         """
-        return self._new_named(size, name, reserve=reserve)
+        return self._new_named(size, name, reserve=reserve, mode=mode)
 
 
 class UnixShMemProvider(ShMemProvider):

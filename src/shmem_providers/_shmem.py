@@ -30,6 +30,11 @@ class ShMem(_binding.ShMem):
     copy) and is indexed as `mmap.mmap` is: ``shm[0]`` is an int, ``shm[1:4]`` bytes, both can be
     assigned. ``len(shm)`` is exactly the size asked for. Use it in a ``with`` block, or `close` it.
 
+    `close` raises `BufferError` while views are alive; leaving a ``with`` block never raises. Both end
+    name, descriptor and every use of this object at once. Memory that was exported (a view,
+    `as_ptr_of`) stays as long as this object, so that ``numpy.ndarray(..., buffer=shm)`` and the like,
+    which keep it and no view, never read what is gone; other memory goes at once, too.
+
     Any method may be called from any thread, at the same time as any other. After `close`, every
     use is a `ValueError`, except of `closed`, `size`, `readonly` and `provider_name`.
     """

@@ -12,7 +12,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 compiler=${1:-${CC:-cc}}
 kind=${2:-plain}
 
-runner='' sanitize='' programs='test_conformance test_faults'
+runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races'
 # Older glibc has shm_open in a library of its own.
 case $(uname -s) in
 Linux) libraries='-pthread -lrt' ;;
@@ -25,10 +25,10 @@ fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
-tsan) sanitize=-fsanitize=thread programs=test_conformance ;;
-emulated) programs=test_conformance ;; # test_faults takes minutes
+tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles' ;;
+emulated) programs='test_conformance test_handles' ;; # test_faults takes minutes, and test_races wants the kernel's own calls
 valgrind) # leaks are asan's, which children do not disturb
-    runner='valgrind -q --error-exitcode=9 --leak-check=no' programs=test_conformance
+    runner='valgrind -q --error-exitcode=9 --leak-check=no' programs='test_conformance test_handles'
     export SHMP_VALGRIND=1
     ;;
 *)
@@ -56,6 +56,8 @@ echo race:play_round >"$build/suppressions"
 for program in $programs; do
     case $program in
     test_faults | test_win32) faults=-DSHMP_FAULTS ;;
+    test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
+    test_names) faults=-Wl,--wrap=time ;; # its clock is its own
     *) faults= ;;
     esac
     $compiler -std=c11 -O2 -g $common -Wstrict-prototypes $sanitize $faults ${CFLAGS-} \

@@ -10,21 +10,20 @@
  * System V segments and the environment are what they were; and the operation then works. Memory
  * is counted by a build with AddressSanitizer. */
 #define _GNU_SOURCE /* Linux: namespaces */
+#include "alone.h"
 #include "check.h"
+#include "core/core.h"
 #include "os/fault.h"
-#include "shmem_providers.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/shm.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,12 +34,6 @@ enum { SIZE = 3 * 4096, LEFTOVER_SIZE = 5 * 4096, PEER_SIZE = 7 * 4096, FROM_PEE
 
 static const char variable[] = "SHMP_FAULTS", variable_size[] = "SHMP_FAULTS_SIZE";
 static char own_name[20];
-
-static _Noreturn void give_up(const char *why) {
-    (void)!write(2, why, strlen(why));
-    (void)!write(2, "\n", 1);
-    _exit(1);
-}
 
 /* Is `word` one of the space-separated words of `list`? NULL lists everything. */
 static int lists(const char *list, const char *word) {
@@ -70,6 +63,7 @@ static const struct {
     {"getline", {EINTR, EIO, ENOMEM, ESRCH}},
     {"getrandom", {EAGAIN, EINTR, EINVAL, ENOSYS}},
     {"getrlimit", {EINVAL, EPERM}},
+    {"lstat", {EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EOVERFLOW}},
     {"madvise", {EACCES, EAGAIN, EBADF, EBUSY, EHWPOISON, EINTR, EINVAL, EIO, ENOMEM, EPERM}},
     {"memfd_create", {EACCES, EINVAL, EMFILE, ENFILE, ENOMEM, ENOSYS, EPERM}},
     {"mmap", {EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENFILE, ENODEV, ENOMEM, EOVERFLOW, EPERM, ETXTBSY}},
@@ -80,7 +74,6 @@ static const struct {
     {"opendir", {EACCES, EINTR, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR}},
     {"readdir", {EBADF, ENOENT}},
     {"readlink", {EACCES, EINVAL, EIO, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR}},
-    {"realloc", {ENOMEM}},
     {"setenv", {EINVAL, ENOMEM}},
     {"shm_open",
      {EACCES, EEXIST, EINTR, EINVAL, EISDIR, ELOOP, EMFILE, ENAMETOOLONG, ENFILE, ENOENT, ENOMEM, ENOSPC, ENXIO, EPERM,
@@ -90,12 +83,15 @@ static const struct {
     {"shmctl", {EACCES, EIDRM, EINVAL, ENOMEM, EOVERFLOW, EPERM}},
     {"shmdt", {EINVAL}},
     {"shmget", {EACCES, EEXIST, EINVAL, ENFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS, EPERM}},
+    {"stat", {EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EOVERFLOW}},
 };
+
+static int is_page_used[LENGTH(pages)];
 
 static const int *errors_of(const char *call) {
     static const int none[1];
     for (size_t i = 0; i < LENGTH(pages); i++)
-        if (strcmp(pages[i].call, call) == 0) return pages[i].errors;
+        if (strcmp(pages[i].call, call) == 0) return is_page_used[i] = 1, pages[i].errors;
     check_failed(__FILE__, __LINE__, "%s has no row in `pages`", call);
     return none;
 }
@@ -258,8 +254,6 @@ static const char *next_extra(const char **at, const holdings *others) {
     return NULL;
 }
 
-static int is_alone; /* nobody else has names here */
-
 /* Another process's live segment holds a lock, but for the moment when it is made. Ours would hold a
  * descriptor too. */
 static int is_left_over(const char *name) {
@@ -296,7 +290,9 @@ enum {
     LISTS = 32,
     LEFTOVERS = 64,
     INDEXED = 128,
-    NUMBERS = 256
+    NUMBERS = 256,
+    MODES = 512,
+    OF_STD = 1024 /* "std" attaches to its ids by a provider that it opens then */
 };
 
 typedef struct provider_kind {
@@ -313,9 +309,9 @@ enum { SEEN_OWNER = 1, SEEN_LEFTOVER = 2 };
 static const provider_kind kinds[] = {
     {"memfd", "memfd", 0, ALL_FILES | PROC_IDS | INDEXED, SEEN_OWNER, 0},
     {"memfd/fd_ids", "memfd", SHMP_FD_IDS, ALL_FILES, SEEN_OWNER, 0},
-    {"posix", "posix", 0, ALL_FILES | NAMES | LEFTOVERS | INDEXED, SEEN_OWNER | SEEN_LEFTOVER, 1},
-    {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS, SEEN_LEFTOVER, 0},
-    {"sysv", "sysv", 0, SHARES | RESERVES | INDEXED, 0, 2},
+    {"posix", "posix", 0, ALL_FILES | NAMES | LEFTOVERS | INDEXED | MODES | OF_STD, SEEN_OWNER | SEEN_LEFTOVER, 1},
+    {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS | MODES, SEEN_LEFTOVER, 0},
+    {"sysv", "sysv", 0, SHARES | RESERVES | INDEXED | MODES | OF_STD, 0, 2},
     {"nop", "nop", 0, LISTS | INDEXED, 0, 3},
     {"std", "std", 0, (ALL_FILES & ~NUMBERS) | PROC_IDS, SEEN_OWNER, 0},
 };
@@ -329,7 +325,7 @@ typedef struct outputs {
 
 typedef struct scene_state {
     const provider_kind *kind;
-    shmp_provider *provider;
+    shmp_provider *provider, *std;
     shmp_shmem *owner, *attached;
     shmp_description description, of_peer;
     int has_leftover;
@@ -338,7 +334,17 @@ typedef struct scene_state {
 } scene_state;
 
 /* What an operation needs to be there. */
-enum { OWNER = 1, ATTACHED = 2, NAMED = 4, LEFTOVER = 8, VARIABLES = 16, PEER = 32, NUMBER = 64, ENDS = 128 };
+enum {
+    OWNER = 1,
+    ATTACHED = 2,
+    NAMED = 4,
+    LEFTOVER = 8,
+    VARIABLES = 16,
+    PEER = 32,
+    NUMBER = 64,
+    ENDS = 128,
+    STD = 256
+};
 
 typedef struct operation_case {
     const char *name;
@@ -378,6 +384,20 @@ static int run_attach(scene_state *scene, unsigned flags, shmp_error *reterr) {
 
 static int run_clone(scene_state *scene, unsigned flags, shmp_error *reterr) {
     return shmp_clone(scene->owner, flags, &scene->out.shmem, reterr);
+}
+
+static int run_attach_by_std(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_attach(scene->std, &scene->description, flags, &scene->out.shmem, reterr);
+}
+
+static int run_attach_fd(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    return shmp_attach_fd(scene->provider, shmp_fileno(scene->owner), &scene->description, flags, &scene->out.shmem,
+                          reterr);
+}
+
+static int run_attach_fd_unknown(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_description unknown = {.size = scene->description.size};
+    return shmp_attach_fd(scene->provider, shmp_fileno(scene->owner), &unknown, flags, &scene->out.shmem, reterr);
 }
 
 static int run_describe(scene_state *scene, unsigned flags, shmp_error *reterr) {
@@ -444,6 +464,30 @@ static int run_close_attached(scene_state *scene, unsigned flags, shmp_error *re
     return shmp_close(closed, reterr);
 }
 
+/* The memory outlives the rest, which Python's views need. */
+static int run_retire(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_shmem *retired = scene->owner;
+    (void)flags;
+    scene->owner = NULL;
+    int result = shmp__retire(retired, reterr);
+    CHECK_EQUAL(shmp_flags(retired), 0);
+    memset(shmp_data(retired), 1, SIZE);
+    int failed = shmp_close(retired, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
+}
+
+/* The last of two handles on one mapping is a clone. */
+static int run_close_shared(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_shmem *clone = NULL;
+    int result = shmp_clone(scene->owner, flags, &clone, reterr);
+    int failed = shmp_close(scene->owner, result < 0 ? NULL : reterr);
+    scene->owner = NULL;
+    if (result == 0) result = failed;
+    if (clone) memset(shmp_data(clone), 1, SIZE);
+    failed = shmp_close(clone, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
+}
+
 #define OS CODE(SHMP_EOS)
 #define OPENING (OS | CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_ENOMEM))
 #define CREATING (OS | CODE(SHMP_EUNSUPPORTED) | CODE(SHMP_ENOMEM))
@@ -456,6 +500,8 @@ static const operation_case operations[] = {
     {"create", run_create, 0, 0, 0, CREATING},
     {"create_reserve", run_create, SHMP_RESERVE, RESERVES, 0, CREATING},
     {"create_inherit", run_create, SHMP_INHERIT, FILES, 0, CREATING},
+    {"create_unmapped", run_create, SHMP_UNMAPPED, FILES, 0, CREATING},
+    {"create_mode", run_create, SHMP_MODE(0666), MODES, 0, CREATING},
     {"create_named", run_create_named, SHMP_RESERVE | SHMP_INHERIT, NAMES, 0, CREATING},
     {"attach", run_attach, 0, 0, OWNER, ATTACHING},
     {"attach_read_only", run_attach, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
@@ -464,7 +510,12 @@ static const operation_case operations[] = {
     {"attach_other", run_attach, 0, PROC_IDS, PEER, ATTACHING},
     {"attach_other_whole", run_attach, SHMP_READ_ONLY | SHMP_WHOLE, PROC_IDS, PEER, ATTACHING},
     {"attach_number", run_attach, 0, NUMBERS, OWNER | NUMBER, ATTACHING},
+    {"attach_by_std", run_attach_by_std, 0, OF_STD, OWNER | STD, ATTACHING | CODE(SHMP_EUNAVAILABLE)},
+    {"attach_fd", run_attach_fd, 0, FILES, OWNER, ATTACHING},
+    {"attach_fd_whole", run_attach_fd, SHMP_READ_ONLY | SHMP_WHOLE | SHMP_INHERIT, FILES, OWNER, ATTACHING},
+    {"attach_fd_unknown", run_attach_fd_unknown, 0, FILES, OWNER, ATTACHING},
     {"clone", run_clone, 0, 0, OWNER, ATTACHING},
+    {"clone_read_only", run_clone, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
     {"clone_inherit", run_clone, SHMP_INHERIT, FILES, OWNER, ATTACHING},
     {"describe", run_describe, 0, 0, OWNER, OS},
     {"persist", run_persist, 0, FILES, OWNER, OS},
@@ -478,19 +529,29 @@ static const operation_case operations[] = {
     {"close", run_close, 0, 0, OWNER | ENDS, OS},
     {"close_named", run_close, 0, NAMES, OWNER | NAMED | ENDS, OS},
     {"close_attached", run_close_attached, 0, 0, OWNER | ATTACHED | ENDS, OS},
+    {"close_shared", run_close_shared, 0, 0, OWNER | ENDS, OS | CODE(SHMP_ENOMEM)},
+    {"retire", run_retire, 0, 0, OWNER | ENDS, OS},
+    {"retire_named", run_retire, 0, NAMES, OWNER | NAMED | ENDS, OS},
 };
 
 /* ---- What an injected error may become ------------------------------------------------------- */
 
 #define OPEN "open open_keeping"
-#define CREATE "create create_reserve create_inherit create_named"
-#define ATTACH "attach attach_read_only attach_whole attach_inherit clone clone_inherit from_env"
+#define CREATE_RANDOM "create create_reserve create_inherit create_unmapped create_mode"
+#define CREATE CREATE_RANDOM " create_named"
+#define CLONE "clone_read_only clone_inherit"
+#define ATTACH_FD "attach_fd attach_fd_whole attach_fd_unknown"
+#define ATTACH "attach attach_read_only attach_whole attach_inherit attach_by_std from_env"
 #define ATTACH_OTHER "attach_other attach_other_whole"
-#define OPEN_FILE OPEN " available limits list reap reap_dry " CREATE " " ATTACH " " ATTACH_OTHER " attach_number"
+#define CLOSE "close close_named close_shared retire retire_named"
+#define OPEN_FILE                                                                                                      \
+    OPEN " available limits list reap reap_dry attach_number " CREATE " " CLONE " " ATTACH " " ATTACH_OTHER            \
+         " " ATTACH_FD
 #define MEMFD "memfd std"
 #define POSIX "posix posix/fd_ids"
 #define NOT_CALLOC                                                                                                     \
-    "close fcntl flock fstatvfs ftruncate getrandom madvise memfd_create mmap munmap opendir readdir shm_open "        \
+    "close fchmod fcntl flock fstat fstatvfs ftruncate getrandom madvise memfd_create mmap munmap opendir readdir "    \
+    "readlink shm_open "                                                                                               \
     "shm_unlink shmat shmget"
 /* SUCCESS may follow (the same call may also be made where it must not fail); SURVIVED must, but for
  * "lasting". Other codes are errors. */
@@ -508,15 +569,15 @@ static const struct rule {
     {NULL, OPEN_FILE, "close", SUCCESS, NULL, {0}},
 
     /* before Linux 4.14 pids tell processes apart; closing a provider tells nothing */
-    {NULL, OPEN " available", "madvise", SURVIVED, NULL, {0}},
-    {NULL, OPEN " available", "munmap", SUCCESS, NULL, {0}},
+    {NULL, OPEN " available attach_by_std", "madvise", SURVIVED, NULL, {0}},
+    {NULL, OPEN " available attach_by_std", "munmap", SUCCESS, NULL, {0}},
 
     /* before Linux 6.3 there is no MFD_NOEXEC_SEAL */
     {"memfd memfd/fd_ids", OPEN, "memfd_create", SURVIVED, NULL, {EINVAL}},
     {"memfd", "available", "memfd_create", SUCCESS, NULL, {EINVAL}},
-    {NULL, OPEN " available", "memfd_create shmget", SHMP_EUNAVAILABLE, NULL, {ENOSYS}},
+    {NULL, OPEN " available attach_by_std", "memfd_create shmget", SHMP_EUNAVAILABLE, NULL, {ENOSYS}},
     /* it asks for a size that is refused, to see how */
-    {"sysv", OPEN " available", "shmget", SUCCESS, NULL, {0}},
+    {"sysv", OPEN " available attach_by_std", "shmget", SUCCESS, NULL, {0}},
     /* the next mechanism is taken */
     {"std", OPEN, NOT_CALLOC, SURVIVED, NULL, {0}},
     {"std", OPEN, NULL, SHMP_EUNAVAILABLE, "std", {0}},
@@ -524,9 +585,9 @@ static const struct rule {
     {POSIX, "open", "opendir readdir shm_open flock fstat shm_unlink", SURVIVED, NULL, {0}},
 
     /* another random name is tried */
-    {POSIX, "create create_reserve create_inherit available limits", "shm_open", SURVIVED, NULL, {EEXIST}},
-    /* some file systems have no locks, and some cannot say how much is free */
-    {POSIX, CREATE " available", "flock", SURVIVED, NULL, {EOPNOTSUPP, EINVAL, ENOSYS}},
+    {POSIX, CREATE_RANDOM " available limits", "shm_open", SURVIVED, NULL, {EEXIST}},
+    {POSIX, CREATE_RANDOM " available limits", "flock", SURVIVED, NULL, {EWOULDBLOCK}},
+    /* some file systems cannot say how much is free */
     {POSIX, CREATE " available", "fstatvfs", SURVIVED, NULL, {0}},
     /* without /proc/meminfo the kernel decides */
     {NULL, "create_reserve create_named", "fopen getline", SURVIVED, NULL, {0}},
@@ -537,9 +598,12 @@ static const struct rule {
     /* IPC_RMID is tried twice */
     {"sysv", CREATE " available", "shmctl", SURVIVED, NULL, {0}},
 
+    /* a guard against others, which the segment can do without */
+    {NULL, "available create_inherit describe persist to_env", "fchmod", SUCCESS, NULL, {0}},
+
     /* what cannot be duplicated is opened through /proc */
     {MEMFD, "attach attach_read_only attach_whole from_env", "fcntl fstat mmap", SURVIVED, NULL, {0}},
-    {MEMFD, "attach_inherit clone clone_inherit", "fcntl fstat mmap", SUCCESS, NULL, {0}},
+    {MEMFD, "attach_inherit", "fcntl fstat mmap", SUCCESS, NULL, {0}},
     {MEMFD, ATTACH " " ATTACH_OTHER, "fcntl", SHMP_EID, "fstat", {0}},
     {MEMFD, ATTACH " " ATTACH_OTHER, "open", SHMP_ENOTFOUND, NULL, {ENOENT}},
     {MEMFD,
@@ -548,17 +612,22 @@ static const struct rule {
      SHMP_EID,
      NULL,
      {EISDIR, ELOOP, ENAMETOOLONG, ENODEV, ENOTDIR, ENXIO, EOVERFLOW, EROFS, ETXTBSY, EWOULDBLOCK}},
-    {"memfd/fd_ids posix/fd_ids", ATTACH, "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
-    {"memfd/fd_ids posix/fd_ids", ATTACH, "fcntl", SHMP_EID, NULL, {0}},
-    {NULL, "attach_number", "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
-    {NULL, "attach_number", "fcntl", SHMP_EID, NULL, {0}},
+    /* /proc/self is tried where there is no /proc/thread-self */
+    {MEMFD, ATTACH " " ATTACH_OTHER, "open", SUCCESS, NULL, {ENOENT}},
+    /* what has no seals may still be a posix segment */
+    {POSIX, ATTACH " attach_number " ATTACH_FD, "fcntl", SUCCESS, NULL, {0}},
+    {NULL, ATTACH " attach_number " ATTACH_FD, "fcntl", SHMP_ENOTFOUND, NULL, {EBADF}},
+    {NULL, ATTACH " attach_number " ATTACH_FD, "fcntl", SHMP_EID, NULL, {0}},
+    /* the descriptor serves without its name */
+    {"posix", ATTACH_FD, "fstat lstat", SUCCESS, NULL, {0}},
     {"posix", ATTACH, "shm_open", SHMP_ENOTFOUND, NULL, {ENOENT}},
     {"posix", ATTACH, "shm_open", SHMP_EID, NULL, {EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOSPC, ENXIO}},
     {"sysv", ATTACH, "shmat", SHMP_ENOTFOUND, NULL, {EINVAL, EIDRM}},
 
     /* processes and names come and go, some are other users', and some are no shared memory */
     {NULL, "list users", "fopen getline open opendir readdir readlink", SUCCESS, NULL, {EACCES, ENOENT, EPERM, ESRCH}},
-    {NULL, "list", "open", SURVIVED, NULL, {ELOOP, ENODEV, ENXIO}},
+    {NULL, "list", "open readlink", SURVIVED, NULL, {ENAMETOOLONG, ENODEV, ENXIO, EWOULDBLOCK}},
+    {NULL, "list", "fcntl", SURVIVED, NULL, {0}},
     {POSIX,
      "list reap reap_dry",
      "shm_open",
@@ -574,11 +643,12 @@ static const struct rule {
     /* a memory cgroup is not there, or not to be seen from a container */
     {NULL, "limits", "fopen getline", SUCCESS, NULL, {EACCES, ENODEV, ENOENT, ENXIO, EPERM, ESRCH}},
     {NULL, "users", "fopen getline opendir readdir", SHMP_EOS, "/proc", {0}},
-    {"memfd memfd/fd_ids std", "list", "opendir readdir readlink open fstat realloc", SHMP_EOS, "/proc", {0}},
+    {"memfd memfd/fd_ids std", "list", "opendir readdir readlink open fstat calloc", SHMP_EOS, "/proc", {0}},
     {POSIX, "list reap reap_dry", "opendir readdir", SHMP_EOS, "/dev/shm", {0}},
 
     /* the name is gone */
-    {POSIX, "close close_named available limits", "shm_unlink", SURVIVED, NULL, {ENOENT}},
+    {"posix", "close_named retire_named", "lstat", SURVIVED, NULL, {ENOENT}},
+    {POSIX, CLOSE " available limits", "shm_unlink", SURVIVED, NULL, {ENOENT}},
 };
 static int is_rule_used[LENGTH(rules)];
 
@@ -588,10 +658,10 @@ static const struct {
     fault_mode mode;
     const char *kinds, *operations, *calls;
 } staying[] = {
-    {ONE, POSIX, "close close_named available limits", "shm_unlink"},
-    {ONE, "posix", "close_named", "fstat"},
+    {ONE, POSIX, CLOSE " available limits", "shm_unlink"},
+    {ONE, "posix", "close_named retire_named", "fstat lstat"},
     {LASTING, NULL, NULL, "shm_unlink shmctl"},
-    {LASTING, "posix", "close_named create_named", "fstat"},
+    {LASTING, POSIX, "close_named retire_named create_named", "fstat lstat"},
 };
 static int is_staying_used[LENGTH(staying)];
 
@@ -674,6 +744,8 @@ static int set_stage(scene_state *scene, const operation_case *operation, holdin
     if (ok && stage & ATTACHED && !scene->attached)
         ok = succeeds(shmp_attach(scene->provider, &scene->description, 0, &scene->attached, &error), &error, "attach");
     if (ok && stage & VARIABLES) ok = succeeds(shmp_to_env(scene->owner, variable, &error), &error, "to_env");
+    if (ok && stage & STD && !scene->std)
+        ok = succeeds(shmp_provider_open("std", NULL, &scene->std, &error), &error, "open");
     if (stage & PEER) scene->description = scene->of_peer;
     if (stage & NUMBER) snprintf(scene->description.id, sizeof scene->description.id, "%d", shmp_fileno(scene->owner));
     if (operation->flags & SHMP_WHOLE) scene->description.size = 1;
@@ -693,6 +765,8 @@ static void clear_stage(scene_state *scene) {
     if (scene->has_leftover) succeeds(shmp_reap(scene->provider, 0, NULL, NULL, &error), &error, "reap");
     unsetenv(variable);
     unsetenv(variable_size);
+    shmp_provider_close(scene->std);
+    scene->std = NULL;
     scene->owner = scene->attached = NULL;
     scene->has_leftover = 0;
 }
@@ -719,6 +793,29 @@ static void use_peers(const shmp_shmem *shmem) {
     if (CHECK_EQUAL(shmp_size(shmem), PEER_SIZE)) CHECK_EQUAL(data[PEER_SIZE - 1], FROM_PEER);
 }
 
+/* The permissions of a new segment, whatever the umask. */
+static unsigned mode_of(const shmp_shmem *shmem) {
+    shmp_description description;
+    struct stat file;
+    struct shmid_ds segment;
+    if (!CHECK(shmp_describe(shmem, &description, NULL) == 0)) return 0;
+    if (shmp_fileno(shmem) >= 0) return fstat(shmp_fileno(shmem), &file) == 0 ? file.st_mode & 0777 : 0;
+    return shmctl(atoi(description.id), IPC_STAT, &segment) == 0 ? segment.shm_perm.mode & 0777 : 0;
+}
+
+/* By a descriptor of it, it can be used. */
+static void use_unmapped(const scene_state *scene, const shmp_shmem *shmem) {
+    shmp_description description = {.size = shmp_size(shmem)};
+    shmp_shmem *mapped = NULL;
+    shmp_error error = {.call = ""};
+    CHECK(!shmp_data(shmem));
+    if (!succeeds(shmp_attach_fd(scene->provider, shmp_fileno(shmem), &description, 0, &mapped, &error), &error,
+                  "attach_fd"))
+        return;
+    use(mapped, NULL);
+    succeeds(shmp_close(mapped, &error), &error, "close");
+}
+
 /* Uses what a successful operation gave, and releases it. */
 static void use_outputs(scene_state *scene, const operation_case *operation) {
     shmp_error error = {.call = "", .message = ""};
@@ -732,9 +829,12 @@ static void use_outputs(scene_state *scene, const operation_case *operation) {
     if (out->shmem != untouched->shmem) {
         if (operation->stage & PEER)
             use_peers(out->shmem);
+        else if (operation->flags & SHMP_UNMAPPED)
+            use_unmapped(scene, out->shmem);
         else
             use(out->shmem, peer);
         if (operation->flags & SHMP_INHERIT) CHECK_EQUAL(fcntl(shmp_fileno(out->shmem), F_GETFD), 0);
+        if (operation->flags & SHMP__MODE) CHECK_EQUAL(mode_of(out->shmem), operation->flags >> 16);
         succeeds(shmp_close(out->shmem, &error), &error, "close");
     }
     if (memcmp(&out->description, &untouched->description, sizeof out->description) != 0 &&
@@ -920,6 +1020,9 @@ static void try_operation(test_tally *tally, scene_state *scene, const operation
     memcpy(trace, fault.trace, sizeof trace);
     tally->operations++;
     tally->calls += length;
+    check_subject("%s %s", scene->kind->label, operation->name);
+    if (recordings > 0 && operation->run == run_clone && (operation->flags == 0 || !(scene->kind->can & SHARES)))
+        tally->failed += !CHECK_EQUAL(length, 1); /* the memory for the handle */
     for (int i = 0; i < length; i++) {
         int occurrence = 0, samples = 0;
         for (int j = 0; j < i; j++) {
@@ -1011,6 +1114,10 @@ static void try_provider(test_tally *tally, const provider_kind *kind) {
 
 /* A row that excuses nothing any more is to go. */
 static void check_tables(void) {
+    for (size_t i = 0; i < LENGTH(pages); i++) {
+        check_subject("page of %s", pages[i].call);
+        CHECK(is_page_used[i]);
+    }
     for (size_t i = 0; i < LENGTH(rules); i++) {
         check_subject("rule %zu, of %s", i + 1, rules[i].calls ? rules[i].calls : "all calls");
         CHECK(is_rule_used[i]);
@@ -1034,42 +1141,8 @@ static int run_all(const char *wanted) {
     return shmp__atomic_load(&check_failures) > 0;
 }
 
-static void hang(int signal_number) {
-    (void)signal_number;
-    give_up("an operation hangs");
-}
-
-enum { NOT_ALONE = 99 };
-
-/* The first process of its own namespaces. */
-static int run_alone(const char *wanted) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("proc", "/proc", "proc", 0, NULL) < 0 ||
-        mount("tmpfs", "/dev/shm", "tmpfs", 0, "mode=1777") < 0)
-        return NOT_ALONE;
-    is_alone = 1;
-    return run_all(wanted);
-}
-
-static int wait_for(pid_t child) {
-    int status;
-    if (child < 0 || waitpid(child, &status, 0) != child) return NOT_ALONE;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-}
-
-/* As root: with names, System V ids and processes of its own, so that others' do not come and go. */
 int main(int argc, char **argv) {
     const char *wanted = argc > 1 ? argv[1] : "";
     unsetenv("SHMEM_PROVIDER");
-    signal(SIGALRM, hang);
-    pid_t child = fork();
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID) < 0) _exit(NOT_ALONE);
-        child = fork();
-        if (child == 0) exit(run_alone(wanted));
-        _exit(wait_for(child));
-    }
-    int result = wait_for(child);
-    return result == NOT_ALONE ? run_all(wanted) : result;
+    return run_isolated(run_all, wanted);
 }

@@ -19,6 +19,8 @@ from shmem_providers import (
     MemfdShMemProvider,
     MmapShMemProvider,
     ShMem,
+    ShMemDescription,
+    ShMemId,
     ShMemProvider,
     SizeMismatchError,
     UnixShMemProvider,
@@ -329,8 +331,11 @@ def test_descriptor_ids(sharing: ShMemProvider, can: Can, run_python: Callable[.
             run_python(code, provider.name, options, shm.id, pass_fds=[shm.fileno()])
         assert shm[-1] == 2
         with provider.clone_ref(shm) as clone:
-            assert clone.id != shm.id
+            assert clone.id == shm.id
             assert clone[:2] == b"fd"
+        with provider.shmem_from_description(shm.description) as other:
+            assert other.id != shm.id
+            assert other[:2] == b"fd"
         assert shm[:2] == b"fd"
         with pytest.raises(SizeMismatchError):
             provider.shmem_from_id_and_size(shm.id, 4098)
@@ -479,7 +484,8 @@ def test_nothing_is_left_of_a_killed_owner(sharing: ShMemProvider, taker: str, p
 
 @pytest.mark.needs("sysv", "linux")
 def test_a_sysv_segment_is_marked_for_removal_at_once() -> None:
-    with UnixShMemProvider().new_shmem(4096) as shm, UnixShMemProvider().clone_ref(shm):
+    provider = UnixShMemProvider()
+    with provider.new_shmem(4096) as shm, provider.clone_ref(shm), provider.shmem_from_id_and_size(shm.id, 4096):
         titles, *rows = map(str.split, Path("/proc/sysvipc/shm").read_text().splitlines())
         (row,) = (dict(zip(titles, fields, strict=True)) for fields in rows if fields[1] == shm.id)
         assert (row["perms"], row["nattch"], row["size"]) == ("1600", "2", "4096")  # 1000: SHM_DEST
@@ -513,6 +519,78 @@ def test_another_user_is_refused(
         raised, message = peer.raises(attach, name=taker, id=shm.id.as_str(), size=4096)
     assert (raised, shm.closed) == ("PermissionError", True)
     assert "another user" in message
+
+
+# Every way to attach, in Python; `more` is {"any_user": True} or nothing.
+WAYS_TO_ATTACH: dict[str, Callable[[ShMemProvider, ShMemDescription, Any], ShMem]] = {
+    "id and size": lambda provider, what, more: provider.shmem_from_id_and_size(what.id, what.size, **more),
+    "description": lambda provider, what, more: provider.shmem_from_description(what, **more),
+    "environment": lambda provider, what, more: provider.existing_from_env("SHMP_TEST_MAP", **more),
+    "id": lambda provider, what, more: provider.attach(what.id, **more),
+    "read-only": lambda provider, what, more: provider.attach(what.id, read_only=True, **more),
+}
+
+
+@pytest.mark.needs("users", "linux")
+@pytest.mark.parametrize("way", WAYS_TO_ATTACH)
+def test_a_strangers_segment_is_taken_if_he_is_trusted(
+    sharing: ShMemProvider,
+    way: str,
+    can: Can,
+    peer: Any,
+    missing: Callable[[str], NoReturn],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who could open it, as root can, is not fooled by a segment that somebody else made under that id."""
+    if os.getuid():
+        missing("needs root, to be another user: run the tests as root in a container")
+    peer(f"import ctypes; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})")
+    peer("ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)")  # PR_SET_DUMPABLE: as a program that always was this user's
+    peer("options = {'mode': 0o666} if more else {}", more=can(sharing, "mode"))
+    peer("shm = open_provider(name).new_shmem(4096, **options); shm[0] = 7", name=sharing.name)
+    what = ShMemDescription(4096, ShMemId(peer("shm.id.as_str()")))
+    monkeypatch.setenv("SHMP_TEST_MAP", what.id)
+    monkeypatch.setenv("SHMP_TEST_MAP_SIZE", "4096")
+    attach = WAYS_TO_ATTACH[way]
+    for more in ({}, {"any_user": False}):
+        with pytest.raises(PermissionError, match="any_user=True") as refused:
+            attach(sharing, what, more)
+        assert str(NOBODY) in str(refused.value)
+    with attach(sharing, what, {"any_user": True}) as shm, sharing.clone_ref(shm) as clone:
+        assert (shm[0], clone[0], shm.readonly) == (7, 7, way == "read-only")
+    peer("shm.close()")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o777])
+def test_a_mode_lets_others_in(sharing: ShMemProvider, can: Can, mode: int) -> None:
+    if not can(sharing, "mode"):
+        with pytest.raises(io.UnsupportedOperation, match=sharing.name):
+            sharing.new_shmem(8, mode=mode)
+        return
+    umask = os.umask(0o077)
+    try:
+        with sharing.new_shmem(8, mode=mode) as shm:
+            assert permissions_of(shm) == mode
+        with sharing.new_shmem(8, mode=None) as shm:
+            assert permissions_of(shm) == 0o600
+    finally:
+        os.umask(umask)
+
+
+def permissions_of(shm: ShMem) -> int:
+    """Give what the segment's permissions are once its id was asked for."""
+    id = shm.id
+    if shm.provider_name == "posix":
+        return stat.S_IMODE(os.fstat(shm.fileno()).st_mode)
+    titles, *rows = map(str.split, Path("/proc/sysvipc/shm").read_text().splitlines())
+    (perms,) = (row[titles.index("perms")] for row in rows if row[titles.index("shmid")] == id)
+    return int(perms, 8) & 0o777
+
+
+@pytest.mark.needs("posix", "linux")
+def test_a_name_with_a_mode(name: str) -> None:
+    with MmapShMemProvider().new_shmem_with_id(8, name, mode=0o644) as shm:
+        assert permissions_of(shm) == 0o644
 
 
 @pytest.mark.needs("memfd")
@@ -640,9 +718,10 @@ def test_limits_are_reported_as_errors(provider: ShMemProvider, can: Can, peer: 
         raised, message = peer.raises(fill)
         assert raised == "OSError"
         assert "ulimit -n" in message
-        raised, message = peer.raises("provider.clone_ref(all[0])")
+        raised, message = peer.raises("provider.attach(all[0].id)")
         assert raised == "OSError"
         assert "ulimit -n" in message
+        peer("provider.clone_ref(all[0]).close()")  # shares
         peer("all[0][0] = 1")
     else:
         peer(fill)

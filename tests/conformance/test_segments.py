@@ -12,17 +12,19 @@ import mmap
 import os
 import pickle
 import random
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from held import IS_WINE
+from held import IS_WINE, held
 
 from shmem_providers import (
     MmapShMemProvider,
     ShMem,
+    ShMemCursor,
     ShMemDescription,
     ShMemProvider,
     available_providers,
@@ -48,6 +50,16 @@ class Index:
 class BrokenIndex:
     def __index__(self) -> NoReturn:
         raise ZeroDivisionError
+
+
+def descriptors() -> set[str]:
+    """Give what `held` knows that is not the memory, which a System V segment is."""
+    return {what for what in held() if not re.match(r"[0-9a-f]+-|mapping|\d+$", what)}
+
+
+def address_of(shm: ShMem) -> int:
+    """Give where it is mapped."""
+    return ctypes.addressof(ctypes.c_uint8.from_buffer(shm))
 
 
 class Header(ctypes.Structure):
@@ -426,31 +438,105 @@ def test_close_with_live_views_is_refused_and_changes_nothing(provider: ShMemPro
     part[0] = 77
     assert (shm[10], shm.is_owner) == (77, True)
     with provider.clone_ref(shm) as clone:
-        assert clone[10] == (77 if provider.name != "nop" else 0)
+        assert clone[10] == 77
     part.release()
     shm.close()
     assert shm.closed
 
 
 def test_a_with_block_ends_with_live_views(provider: ShMemProvider, can: Can) -> None:
+    """The segment is gone for all others at once, and its memory stays."""
+    before = descriptors()
     with provider.new_shmem(4096) as shm:
         view = memoryview(shm)
-        id, name = shm.id, Path("/dev/shm" + shm.id)
+        id = shm.id
     assert shm.closed
     with pytest.raises(ValueError, match="closed"):
         shm[0]
+    assert descriptors() == before
+    if can(provider, "shares") and provider.name != "sysv":  # which is there as long as it is mapped
+        with pytest.raises(FileNotFoundError):
+            provider.shmem_from_id_and_size(id, 4096)
     view[0] = 5
     assert view[0] == 5
     shm.close()
     assert view[0] == 5
-    held = provider.name == "posix" and name.exists()
     view.release()
-    if provider.name == "posix":
-        assert held
-        assert not name.exists()
-    if can(provider, "shares"):
+
+
+# How memory is read without a view that is alive: by who keeps the exporter only.
+READERS: dict[str, Callable[[Any, Any], Any]] = {
+    "ndarray": lambda numpy, shm: numpy.ndarray((4096,), "u1", buffer=shm),
+    "ndarray of a memoryview": lambda numpy, shm: numpy.ndarray((4096,), "u1", buffer=memoryview(shm)),
+    "slice of ndarray": lambda numpy, shm: numpy.ndarray((4096,), "u1", buffer=shm)[::1],
+    "ndarray of ndarray": lambda numpy, shm: numpy.ndarray((4096,), "u1", numpy.ndarray((4096,), "u1", shm)),
+    "frombuffer": lambda numpy, shm: numpy.frombuffer(shm, "u1"),
+    "asarray": lambda numpy, shm: numpy.asarray(memoryview(shm)),
+    "ctypes": lambda numpy, shm: (ctypes.c_uint8 * 4096).from_buffer(shm),
+    "ctypes by as_ptr_of": lambda numpy, shm: shm.as_ptr_of(ctypes.c_uint8 * 4096),
+    "memoryview": lambda numpy, shm: memoryview(shm),
+}
+
+
+def close_or_leave(shm: ShMem) -> None:
+    try:
+        shm.close()
+    except BufferError:
+        shm.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("end", [close_or_leave, lambda shm: shm.__exit__(None, None, None)], ids=["close", "leave"])
+def test_memory_outlives_whoever_reads_it(
+    provider: ShMemProvider, numpy: Any, can: Can, kind: str, end: Callable[[ShMem], None]
+) -> None:
+    before = descriptors()
+    shm = provider.new_shmem(4096)
+    clone = provider.clone_ref(shm)
+    reader = READERS[kind](numpy, clone)
+    reader[0], shm[4095] = 7, 8
+    id = shm.id
+    end(clone)
+    end(shm)
+    assert (shm.closed, clone.closed) == (True, True)
+    assert descriptors() == before
+    if can(provider, "shares") and provider.name != "sysv":  # which is there as long as it is mapped
         with pytest.raises(FileNotFoundError):
             provider.shmem_from_id_and_size(id, 4096)
+    del shm, clone
+    gc.collect()
+    others = [provider.new_shmem(4096) for _ in range(3)]  # which would come to lie where it was
+    for other in others:
+        other[:] = b"x" * 4096
+    assert (reader[0], reader[4095]) == (7, 8)
+    reader[1] = 9
+    assert reader[1] == 9
+    for other in others:
+        other.close()
+
+
+def test_memory_goes_at_once_if_never_exported(provider: ShMemProvider) -> None:
+    before = held()
+    shm = provider.new_shmem(4096)
+    clone = provider.clone_ref(shm)
+    shm[:4] = b"1234"
+    with ShMemCursor(clone) as cursor:
+        assert cursor.read(4) == b"1234"
+        cursor.write(b"5678")
+    clone.close()
+    assert shm[4:8] == b"5678"
+    shm.close()
+    assert held() == before
+
+
+def test_exported_memory_goes_with_its_object(sharing: ShMemProvider) -> None:
+    before = held()
+    shm = sharing.new_shmem(4096)
+    memoryview(shm).release()
+    shm.close()
+    assert descriptors() <= before
+    del shm
+    assert held() == before
 
 
 def test_a_with_block_keeps_the_users_exception(provider: ShMemProvider) -> None:
@@ -505,6 +591,40 @@ def test_a_segment_can_be_weakly_referenced(provider: ShMemProvider) -> None:
     assert reference() is None
 
 
+def test_a_class_with_its_provider_is_collected() -> None:
+    def make() -> weakref.ref[type]:
+        class Mine(ShMem):
+            provider: ShMemProvider
+
+        class Provider(ShMemProvider):
+            _shmem_type = Mine
+            kept: ShMemProvider
+
+        Mine.provider = Provider.kept = Provider("nop")
+        Mine.provider.new_shmem(8).close()
+        return weakref.ref(Mine)
+
+    classes = [make() for _ in range(5)]
+    gc.collect()
+    assert [each() for each in classes] == [None] * 5
+
+
+def test_the_exception_of_a_failed_one_goes_with_it() -> None:
+    class Failure(Exception):
+        pass
+
+    failure = Failure("gone")
+    reference = weakref.ref(failure)
+    shm = ShMem._failed(failure)
+    del failure
+    with pytest.raises(Failure, match="gone"):
+        shm[0]
+    assert reference() is not None
+    del shm
+    gc.collect()
+    assert reference() is None
+
+
 def test_segments_outlive_their_provider() -> None:
     for name in (*available_providers(), "std"):
         provider = open_provider(name)
@@ -519,25 +639,69 @@ def test_segments_outlive_their_provider() -> None:
         shm.close()
 
 
+@pytest.mark.needs("linux")
+def test_a_provider_ends_with_its_last_segment(provider: ShMemProvider) -> None:
+    """Each has a page of its own, which tells a process from its children."""
+
+    def pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0])
+
+    def use() -> None:
+        shm = open_provider(provider.name).new_shmem(8)
+        open_provider(provider.name).clone_ref(shm).close()
+        with shm:
+            memoryview(shm).release()
+
+    use()
+    before = pages()
+    for _ in range(1000):
+        use()
+    assert pages() - before < 500
+
+
 # ---- handles
 
 
-def test_each_handle_has_its_own_descriptor(provider: ShMemProvider, can: Can) -> None:
+def test_clones_share_a_descriptor_and_others_have_their_own(provider: ShMemProvider, can: Can) -> None:
     with provider.new_shmem(10) as shm, provider.clone_ref(shm) as clone:
         if not can(provider, "fileno"):
             with pytest.raises(io.UnsupportedOperation, match=provider.name):
                 shm.fileno()
             return
-        fds = shm.fileno(), clone.fileno()
+        assert (clone.fileno(), clone.id) == (shm.fileno(), shm.id)
+        other = provider.shmem_from_description(shm.description)
+        fds = shm.fileno(), other.fileno()
         assert fds[0] != fds[1]
         ours, theirs = map(os.fstat, fds)
         assert (ours.st_ino, ours.st_dev, ours.st_size) == (theirs.st_ino, theirs.st_dev, 10)
         assert [os.get_inheritable(fd) for fd in fds] == [False, False]
-        clone.close()
+        other.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fds[1])
-        shm.persist()
+        clone.persist()
         assert os.get_inheritable(fds[0])
+        shm.close()
+        assert os.fstat(fds[0]).st_ino == ours.st_ino
+        clone.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fds[0])
+
+
+def test_a_clone_is_the_same_memory(provider: ShMemProvider) -> None:
+    """That of a closed owner is the only one left, and no owner."""
+    with provider.new_shmem(4096) as shm:
+        clone = provider.clone_ref(shm)
+        assert address_of(clone) == address_of(shm)
+    clone[0] = 1
+    assert (clone[0], clone.is_owner) == (1, False)
+    clone.close()
+
+
+def test_a_clone_of_a_reader_is_one(sharing: ShMemProvider) -> None:
+    with sharing.new_shmem(4096) as shm, sharing.shmem_from_id_and_size(shm.id, 4096, read_only=True) as reader:
+        shm[0] = 7
+        with sharing.clone_ref(reader) as clone:
+            assert (clone.readonly, clone[0]) == (True, 7)
 
 
 def test_clones_share_and_close_alone(sharing: ShMemProvider) -> None:
@@ -558,9 +722,23 @@ def test_nop_attaches_fresh_memory() -> None:
     with provider.new_shmem(8) as shm:
         shm[:] = b"12345678"
         assert shm.id == ""
-        with provider.clone_ref(shm) as clone:
-            assert clone[:] == bytes(8)
-            assert not clone.is_owner
+        with provider.shmem_from_description(shm.description) as attached:
+            assert attached[:] == bytes(8)
+            assert not attached.is_owner
+
+
+def test_all_of_a_segment_is_attached_to(sharing: ShMemProvider, can: Can) -> None:
+    with sharing.new_shmem(12345) as shm:
+        shm[-1] = 9
+        with sharing.attach(shm.id) as other, sharing.attach(shm.id.as_str(), read_only=True) as reader:
+            assert (other[12344], reader[12344]) == (9, 9)
+            assert (len(other) == 12345) or not can(sharing, "exact_size")
+            assert (other.readonly, reader.readonly, other.is_owner) == (False, True, False)
+            other[0] = 1
+            assert (shm[0], reader[0]) == (1, 1)
+        id = shm.id
+    with pytest.raises(FileNotFoundError):
+        sharing.attach(id)
 
 
 def test_fork_hooks_change_nothing_by_themselves(provider: ShMemProvider) -> None:

@@ -180,11 +180,14 @@ def test_a_preloaded_library_does_not_hijack_the_binding(
     assert "impostor: the shmem_providers library in use has ABI 999" in run(program, env=impostor).stderr
 
 
+@pytest.mark.parametrize("abi", [1, 3])
 @pytest.mark.parametrize("compiler", ["cc", "c++"])
-def test_a_library_of_another_abi_is_refused(compiler: str, tmp_path: Path, check: Check, run: Run, tool: Tool) -> None:
-    """A program that was compiled with the header of a later version."""
+def test_a_library_of_another_abi_is_refused(
+    compiler: str, abi: int, tmp_path: Path, check: Check, run: Run, tool: Tool
+) -> None:
+    """A program that was compiled with the header of an earlier or later version."""
     header = Path(get_include(), "shmem_providers.h").read_text()
-    later, changed = re.subn("#define SHMP_ABI_VERSION 1u", "#define SHMP_ABI_VERSION 2u", header)
+    later, changed = re.subn("#define SHMP_ABI_VERSION 2u", f"#define SHMP_ABI_VERSION {abi}u", header)
     assert changed == 1
     (tmp_path / "shmem_providers.h").write_text(later)
     language = ["-x", "c++", "-std=c++11"] if compiler == "c++" else ["-x", "c", "-std=c99"]
@@ -193,7 +196,8 @@ def test_a_library_of_another_abi_is_refused(compiler: str, tmp_path: Path, chec
     result = run(tmp_path / "program")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("shmp_check_abi: ")
-    assert "the shmem_providers library in use has ABI 1, and this program was compiled for ABI 2: " in result.stderr
+    sentence = f"the shmem_providers library in use has ABI 2, and this program was compiled for ABI {abi}: "
+    assert sentence in result.stderr
     assert result.stderr.endswith(
         "compile it again with the library's header, or let it find the library it was compiled for\n"
     )

@@ -45,6 +45,12 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return NotOfThisSystem.from_parent(parent, path=module_path)
 
 
+@pytest.fixture
+def as_root(missing: Callable[[str], NoReturn]) -> None:
+    if os.getuid():
+        missing("needs root, to become two other users and to make devices")
+
+
 @pytest.fixture(scope="session")
 def scale() -> Callable[[T, T], T]:
     """Choose between the size of a test's short and its long form."""

@@ -135,7 +135,7 @@ def kill_at_random(fork: Fork, name: str, rounds: int) -> int:
         assert left == [], f"round {turn}"
         gaps += in_gap
     if rounds > 10 and name == "posix":
-        (SHM / "kept_shmp_stillborn").touch()
+        (SHM / "kept_shmp_stillbornname").touch()
         for path in SHM.glob("kept_*"):
             path.rename(SHM / path.name.removeprefix("kept_"))
         time.sleep(62)
@@ -291,7 +291,7 @@ def inherit(fork: Fork, share: str) -> None:
     owner.kill()
     left = {name} - ({name} if share == "nothing" else set())
     assert clear_up() == left
-    assert [(id, owner in (0, heir), alive) for id, _, owner, alive in keeping("posix")._list()] == [
+    assert [(id, owner in (0, heir), alive) for id, _, owner, _, alive in keeping("posix")._list()] == [
         (f"/{name}", True, True) for name in left
     ]
     os.kill(heir, signal.SIGKILL)
@@ -308,7 +308,7 @@ def test_list_names_nobody_who_has_ended(fork: Fork) -> None:
     owner = fork(bequeath, "handle")
     name, heir = owner.next()
     owner.kill()
-    found = [(pid, alive) for id, _, pid, alive in keeping("posix")._list() if id == f"/{name}"]
+    found = [(pid, alive) for id, _, pid, _, alive in keeping("posix")._list() if id == f"/{name}"]
     os.kill(heir, signal.SIGKILL)
     (SHM / name).unlink()
     assert found in ([(0, True)], [(heir, True)])
@@ -334,7 +334,7 @@ def share_between_namespaces(fork: Fork, unshare_pids: Callable[[], None]) -> No
     ours = {shm.id[1:]: shm for shm in [keeping("posix").new_shmem(SIZE)]}
     assert clear_up() == theirs | ours.keys()
     assert fork(clear_up_elsewhere, fork, unshare_pids).next() == theirs | ours.keys()
-    for id, _, pid, alive in keeping("posix")._list():
+    for id, _, pid, _, alive in keeping("posix")._list():
         assert alive
         assert id in Path(f"/proc/{pid}/maps").read_text()
     owner.next()
@@ -361,7 +361,7 @@ def reuse_pid(fork: Fork, name: str) -> None:
     living = successor.next()
     if name == "posix":
         assert {f"/{name}" for name in clear_up()} == set(living)
-        assert {pid for _, _, pid, _ in keeping(name)._list()} == {owner.pid}
+        assert {pid for _, _, pid, _, _ in keeping(name)._list()} == {owner.pid}
     for id in dead:
         with pytest.raises((InvalidIdError, FileNotFoundError)):
             open_provider(name).shmem_from_id_and_size(id, SIZE)
@@ -428,17 +428,17 @@ def cli(*arguments: str, env: dict[str, str] | None = None) -> Any:
 
 
 def grow_old(later: dict[str, str]) -> None:
-    (SHM / "shmp_stillborn").touch(0o600)
-    assert clear_up() == {"shmp_stillborn"}
+    (SHM / "shmp_stillbornname").touch(0o600)
+    assert clear_up() == {"shmp_stillbornname"}
     assert reap(dry_run=True) == set()
     opening = "from shmem_providers import *; open_provider('posix')"
     subprocess.run([sys.executable, "-c", opening], env={**os.environ, **later}, check=True)
-    assert names() == {"shmp_stillborn"}
-    assert [segment["id"] for segment in cli("reap", "--dry-run", env=later)] == ["/shmp_stillborn"]
-    with (SHM / "shmp_stillborn").open() as owner:
+    assert names() == {"shmp_stillbornname"}
+    assert [segment["id"] for segment in cli("reap", "--dry-run", env=later)] == ["/shmp_stillbornname"]
+    with (SHM / "shmp_stillbornname").open() as owner:
         fcntl.flock(owner, fcntl.LOCK_SH)  # about to give it a size
         assert cli("reap", env=later) == []
-    assert names() == {"shmp_stillborn"}
+    assert names() == {"shmp_stillbornname"}
     assert [segment["size"] for segment in cli("reap", env=later)] == [0]
     assert names() == set()
 
@@ -454,7 +454,14 @@ def look_and_clean(fork: Fork) -> None:
     owners = {name: fork(make, name, 1) for name in PROVIDERS}
     ids = {name: owner.next()[0] for name, owner in owners.items()}
     rows = {
-        name: {"provider": name, "id": ids[name], "size": SIZE, "owner_pid": owners[name].pid, "alive": True}
+        name: {
+            "provider": name,
+            "id": ids[name],
+            "size": SIZE,
+            "owner_pid": owners[name].pid,
+            "user": os.geteuid(),
+            "alive": True,
+        }
         for name in PROVIDERS
         if name != "sysv"
     }
@@ -472,6 +479,7 @@ def look_and_clean(fork: Fork) -> None:
                 "provider": name,
                 "id": ids[name],
                 "size": SIZE,
+                "user": os.geteuid(),
                 "first_bytes": b"mine\0\0".hex(" "),
                 "mapped_by": sorted(users),
             }

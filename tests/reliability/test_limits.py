@@ -192,15 +192,15 @@ def test_a_shortage_is_an_error_at_creation(
 def attach_without_descriptors(held: Held, name: str) -> None:
     provider, before = open_provider(name), held()
     with provider.new_shmem(1) as shm:
-        clones: list[ShMem] = []
+        attached: list[ShMem] = []
         with descriptors(), pytest.raises(OSError, match="ulimit -n"):
-            clones.extend(provider.clone_ref(shm) for _ in range(100))
+            attached.extend(provider.attach(shm.id) for _ in range(100))
         shm[0] = 7
-        assert [clone[0] for clone in clones] == [7] * len(clones) != []
-        for clone in clones:
-            clone.close()
-        with provider.clone_ref(shm) as clone:
-            assert clone[0] == 7
+        assert [other[0] for other in attached] == [7] * len(attached) != []
+        for other in attached:
+            other.close()
+        with provider.attach(shm.id) as other:
+            assert other[0] == 7
     assert held() == before
 
 

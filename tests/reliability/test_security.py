@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -10,26 +9,20 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+from other_users import become, memfd_id
 
 from shmem_providers import InvalidIdError, MemfdShMemProvider, MmapShMemProvider, available_providers, open_provider
 
 SHM = Path("/dev/shm")
 SIZE = 4096
-PR_SET_DUMPABLE = 4
 SEALED = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 PROVIDERS = [name for name in available_providers() if name != "nop"]
 
 Fork = Callable[..., Any]
 Isolated = Callable[..., Any]
-
-
-@pytest.fixture
-def as_root(missing: Callable[[str], NoReturn]) -> None:
-    if os.getuid():
-        missing("needs root, to become two other users and to make devices")
 
 
 # ---- modes
@@ -144,14 +137,6 @@ def test_a_plant_is_refused_and_left_alone(
 # ---- other users
 
 
-def become(uid: int, and_then: Callable[[], Any]) -> Any:
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)  # as a program that the user started is
-    return and_then()
-
-
 def attach(name: str, id: str, read_only: bool) -> str:
     try:
         with open_provider(name).shmem_from_id_and_size(id, SIZE, read_only=read_only) as shm:
@@ -229,9 +214,7 @@ def test_a_memfd_of_another_program_is_refused_unless_sealed() -> None:
     provider = MemfdShMemProvider()
     with provider.new_file() as file:
         file.truncate(SIZE)
-        inode = f"{os.fstat(file.fileno()).st_ino:016x}"
-        id = f"{os.getpid()}.{file.fileno()}."
-        id += inode[len(id) - 19 :]
+        id = memfd_id(os.getpid(), file.fileno(), os.fstat(file.fileno()).st_ino)
         with pytest.raises(InvalidIdError):
             provider.shmem_from_id_and_size(id, SIZE)
         fcntl.fcntl(file.fileno(), fcntl.F_ADD_SEALS, SEALED)
