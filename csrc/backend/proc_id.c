@@ -65,9 +65,11 @@ int shmp__proc_id_of(int fd, unsigned long long check, char ret_id[SHMP__ID_SIZE
 /* ---- Opening ---- */
 
 int shmp__proc_fail_gone(const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
+    if (shmp__os_proc_pid() < 0)
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": memfd ids need /proc: mount it, or open posix", id);
     return shmp__fail(reterr, SHMP_ENOTFOUND, "open",
-                      "\"%s\": process %llu has closed that fd %llu, or has ended, and no other process that this one "
-                      "may look at has it",
+                      "\"%s\": process %llu has closed fd %llu or ended, and who else has it, if anyone, is hidden: "
+                      "another pid namespace (--pid), another user's under hidepid",
                       id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
@@ -76,10 +78,11 @@ static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp
     case -ENOENT: return shmp__proc_fail_gone(meant, id, reterr);
     case -EACCES:
     case -EPERM:
-        return shmp__fail_os(reterr, error, "open",
-                             "\"%s\": process %llu is another user's, or changed its user and is not dumpable; "
-                             "send the descriptor, or open posix",
-                             id, (unsigned long long)meant->pid);
+        return shmp__fail_os(
+            reterr, error, "open",
+            "\"%s\": process %llu is another user's, is not dumpable as it changed its user, or has more "
+            "rights or another user namespace; send the descriptor, or open posix",
+            id, (unsigned long long)meant->pid);
     default:
         if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
         /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
@@ -146,7 +149,7 @@ int shmp__proc_open(const shmp__proc_kind *kind, const shmp__mapping *mapping, c
         int result = shmp__os_each_process(visit_process, &search);
         if (result == FOUND) return search.found;
         if (result == SHORT) why = search.shortage;
-        if (shmp__os_is_shortage(result)) shmp__fail_os(&why, result, "/proc", "\"%s\": who has it", id);
+        if (shmp__os_is_shortage(result)) shmp__fail_os(&why, result, "open", "\"%s\"", id);
     }
     if (reterr) *reterr = why;
     return why.code;
