@@ -269,7 +269,7 @@ def test_both_sides_of_a_bare_fork_send(sharing: ShMemProvider, run_python: Call
         + """
 from_child, to_parent = multiprocessing.Pipe(duplex=False)
 before = [filled(provider, 1)]
-messages = [ForkingPickler.dumps(before[0])]
+messages = [bytes(ForkingPickler.dumps(before[0]))]
 child = os.fork()
 before.append(filled(provider, 3 if child else 2))
 if child == 0:
@@ -277,7 +277,7 @@ if child == 0:
     to_parent.send(before[1])
     before[1].close()
     sys.exit()
-messages.append(ForkingPickler.dumps(before[1]))
+messages.append(bytes(ForkingPickler.dumps(before[1])))
 early = from_child.recv_bytes()
 os.waitpid(child, 0)
 late = from_child.recv()

@@ -38,7 +38,7 @@ _SENDERS = frozenset([f"{family}.reduction" for family in _FAMILIES] + [*_LOKY, 
 
 _LEDGER_SIZE = 4096  # bytes, and so messages
 _LOOKS = 16  # unread messages that one call looks at
-_GRACE = 0.03  # seconds that a process's end waits for what is just being read
+_GRACE = 0.02  # seconds that a process's end waits for what is just being read
 _PATIENCE = 2.0  # the same where there can be no keeper
 _KEPT_FOR = 60  # seconds after the sender's end
 
@@ -384,7 +384,7 @@ def _leave() -> bool:
         if sys.platform == "win32":
             return _leave_to_parent()
         return sys.platform == "linux" and not getattr(sys, "frozen", False) and _start_keeper()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter of an interpreter that is too far gone
         return False
 
 
