@@ -3,10 +3,12 @@
  * Lifetime: with the last descriptor and mapping; nothing survives SIGKILL, there is no name.
  * The id `<pid>.<fd>.<check>`, in base 36, is opened through /proc/<pid>/fd/<fd>, so any process of the same
  * user (and pid namespace) can attach with no service between them. `check`, the low 32 bits of the inode
- * number, refuses a number that has been reused. What /proc shows is looked at before it is opened: it can be
- * anything, of anybody. Cannot: attach to a process that is not dumpable (it changed its user), or without /proc. */
+ * number, refuses a number that has been reused; any other descriptor of that inode is looked for then. What /proc
+ * shows is looked at before it is opened: it can be anything, of anybody. Cannot: attach to a process that is not
+ * dumpable (it changed its user), or without /proc. */
 #include "os/platform.h"
 #if SHMP_HAVE_MEMFD
+#include "backend/proc_id.h"
 #include "backend/unix.h"
 
 #include <limits.h>
@@ -59,104 +61,26 @@ static int memfd_create_segment(shmp__mapping *mapping, shmp_error *reterr) {
 
 /* ---- Ids ---- */
 
-typedef struct memfd_id {
-    uint64_t pid, fd, check;
-} memfd_id;
-
-/* As shmp__decimal: no sign, no leading zero, no capitals. */
-static const char *parse_36(const char *text, uint64_t max, uint64_t *ret_value) {
-    uint64_t value = 0;
-    const char *at = text;
-    for (;; at++) {
-        unsigned digit = (unsigned)*at - '0';
-        if (digit > 9) digit = (unsigned)*at - 'a' < 26 ? (unsigned)*at - 'a' + 10 : 36;
-        if (digit == 36) break;
-        value = value * 36 + digit;
-        if (value > max) return NULL;
-    }
-    if (at == text || (*text == '0' && at - text > 1)) return NULL;
-    *ret_value = value;
-    return at;
-}
-
-static int parse(const char *id, memfd_id *ret_id) {
-    const char *at = parse_36(id, INT_MAX, &ret_id->pid);
-    if (!at || *at != '.') return 0;
-    at = parse_36(at + 1, INT_MAX, &ret_id->fd);
-    if (!at || *at != '.') return 0;
-    at = parse_36(at + 1, UINT32_MAX, &ret_id->check);
-    return at && !*at;
-}
-
 static int memfd_accepts(const char *id) {
-    memfd_id parsed;
-    return parse(id, &parsed);
-}
-
-static char *write_36(char *at, uint64_t value) {
-    char digits[16];
-    int count = 0;
-    do digits[count++] = "0123456789abcdefghijklmnopqrstuvwxyz"[value % 36];
-    while (value /= 36);
-    while (count > 0) *at++ = digits[--count];
-    return at;
-}
-
-/* 0: it does not fit, as no pid and no check have more than 5 and 7 digits, but some descriptors have 6. */
-static int write_id(long pid, int fd, unsigned long long inode, char ret_id[SHMP__ID_SIZE]) {
-    char text[64];
-    char *at = write_36(text, (uint64_t)pid);
-    *at++ = '.';
-    at = write_36(at, (uint64_t)fd);
-    *at++ = '.';
-    at = write_36(at, inode & UINT32_MAX);
-    if (at - text >= SHMP__ID_SIZE) return 0;
-    memset(ret_id, 0, SHMP__ID_SIZE);
-    memcpy(ret_id, text, (size_t)(at - text));
-    return 1;
+    shmp__proc_id parsed;
+    return shmp__proc_id_parse(id, &parsed);
 }
 
 /* ---- Attaching ---- */
 
-static int is_meant(const memfd_id *meant, const shmp__os_file *file) {
+static int is_meant(const shmp__proc_id *meant, const shmp__os_file *file) {
     return (file->inode & UINT32_MAX) == meant->check;
-}
-
-static int fail_gone(const memfd_id *meant, const char *id, shmp_error *reterr) {
-    if (shmp__os_proc_pid() < 0)
-        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": memfd ids need /proc: mount it, or open posix", id);
-    return shmp__fail(reterr, SHMP_ENOTFOUND, "open",
-                      "\"%s\": process %llu has closed fd %llu or ended, or is hidden: another pid namespace (--pid), "
-                      "another user's under hidepid",
-                      id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
 /* Maps `fd` if it is the segment that the id means; on failure it stays the caller's. Seals come first: what is
  * sealed when its size is read has that size for ever. */
-static int map_meant(shmp__mapping *mapping, int fd, const memfd_id *meant, const char *id, shmp_error *reterr) {
+static int map_meant(shmp__mapping *mapping, int fd, const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
     shmp__os_file file;
     int is_sealed = shmp__os_size_is_sealed(fd), result = shmp__fd_stat(fd, &file, reterr);
     if (result < 0) return result;
-    if (!is_meant(meant, &file)) return fail_gone(meant, id, reterr);
+    if (!is_meant(meant, &file)) return shmp__proc_fail_gone(meant, id, reterr);
     if (is_sealed != 1) return shmp__fail(reterr, SHMP_EID, "fcntl", "\"%s\" is no memfd of a sealed size", id);
     return shmp__fd_map_checked(mapping, fd, &file, id, reterr);
-}
-
-static int fail_open(int error, const memfd_id *meant, const char *id, shmp_error *reterr) {
-    switch (error) {
-    case -ENOENT: return fail_gone(meant, id, reterr);
-    case -EACCES:
-    case -EPERM:
-        return shmp__fail_os(
-            reterr, error, "open",
-            "\"%s\": process %llu is another user's, is not dumpable as it changed its user, or has more "
-            "rights or another user namespace; send the descriptor, or open posix",
-            id, (unsigned long long)meant->pid);
-    default:
-        if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
-        /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
-        return shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id);
-    }
 }
 
 /* Whether opening it does nothing but open it: not so with pipes, devices, files of /proc and /sys, and those that
@@ -166,33 +90,34 @@ static int is_of_memfds(const shmp_provider *provider, const shmp__os_file *file
 }
 
 /* Whether that is worth opening: it may be anything. */
-static int look_at(const shmp__mapping *mapping, int seen, const memfd_id *meant, const char *id, shmp_error *reterr) {
+static int look_at(const shmp__mapping *mapping, int seen, const shmp__proc_id *meant, const char *id,
+                   shmp_error *reterr) {
     shmp__os_file file;
     int result = shmp__fd_stat(seen, &file, reterr);
     if (result < 0) return result;
-    if (!is_meant(meant, &file)) return fail_gone(meant, id, reterr);
+    if (!is_meant(meant, &file)) return shmp__proc_fail_gone(meant, id, reterr);
     if (!is_of_memfds(mapping->provider, &file))
         return shmp__fail(reterr, SHMP_EID, "fstat", "\"%s\" is no shared memory", id);
     return shmp__check_user(mapping, file.user, "fstat", id, reterr);
 }
 
-static int open_of_process(const shmp__mapping *mapping, const memfd_id *meant, const char *id, shmp_error *reterr) {
-    int seen = shmp__os_look_at_fd_of((long)meant->pid, (int)meant->fd);
-    if (seen < 0) return fail_open(seen, meant, id, reterr);
-    int fd = look_at(mapping, seen, meant, id, reterr);
-    if (fd == 0) {
-        fd = shmp__os_open_seen(seen, !!(mapping->flags & SHMP_READ_ONLY));
-        if (fd < 0) fd = fail_open(fd, meant, id, reterr);
-    }
-    (void)shmp__os_close(seen);
-    return fd;
+static const shmp__proc_kind of_memfd = {shmp__os_is_our_memfd, look_at};
+
+static int memfd_open_fd(const shmp__mapping *mapping, const char *id, shmp_error *reterr) {
+    shmp__proc_id meant;
+    if (!shmp__proc_id_parse(id, &meant))
+        return shmp__fail(reterr, SHMP_EID, "shmp_open_fd", "\"%s\": a memfd id is <pid>.<fd>.<check> in base 36", id);
+    int fd = shmp__proc_open(&of_memfd, mapping, &meant, id, reterr);
+    if (fd < 0 || shmp__os_size_is_sealed(fd) == 1) return fd;
+    (void)shmp__os_close(fd);
+    return shmp__fail(reterr, SHMP_EID, "fcntl", "\"%s\" is no memfd of a sealed size", id);
 }
 
 static int memfd_attach(shmp__mapping *mapping, const char *id, shmp_error *reterr) {
-    memfd_id meant;
+    shmp__proc_id meant;
     int number = shmp__decimal_id(id);
     if (number >= 0) return shmp__fd_attach(mapping, number, id, reterr);
-    if (!parse(id, &meant))
+    if (!shmp__proc_id_parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach",
                           "\"%s\": a memfd id is <pid>.<fd>.<check> in base 36, or a descriptor", id);
     /* Our own: duplicate it, 8 times cheaper than /proc, but as writable as it is. In a pid namespace the pid may be
@@ -205,7 +130,7 @@ static int memfd_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
         if (result == 0) return 0;
         if (fd >= 0) (void)shmp__os_close(fd);
     }
-    int fd = open_of_process(mapping, &meant, id, reterr);
+    int fd = shmp__proc_open(&of_memfd, mapping, &meant, id, reterr);
     if (fd < 0) return fd;
     int result = map_meant(mapping, fd, &meant, id, reterr);
     if (result < 0) (void)shmp__os_close(fd);
@@ -213,9 +138,9 @@ static int memfd_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
 }
 
 static int memfd_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
-    memfd_id meant;
+    shmp__proc_id meant;
     if (!*id || shmp__decimal_id(id) >= 0) return shmp__fd_attach(mapping, fd, id, reterr);
-    if (!parse(id, &meant))
+    if (!shmp__proc_id_parse(id, &meant))
         return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a memfd id is <pid>.<fd>.<check>", id);
     int own = shmp__fd_dup(fd, reterr);
     if (own < 0) return own;
@@ -251,20 +176,18 @@ static int memfd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_err
     return shmp__fd_clone(of, mapping, reterr);
 }
 
-static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+static int memfd_locate(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     int fd = shmp__fd(mapping)->fd;
-    narrow(mapping);
-    if (mapping->provider->flags & SHMP_FD_IDS) {
-        snprintf(ret_id, SHMP__ID_SIZE, "%d", fd);
-        return 0;
-    }
     shmp__os_file file;
+    narrow(mapping);
     int result = shmp__fd_stat(fd, &file, reterr);
-    if (result < 0) return result;
-    long pid = shmp__os_proc_pid();
-    if (pid < 0) return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd ids need /proc: open posix");
-    if (!write_id(pid, fd, file.inode, ret_id))
-        return shmp__fail_os(reterr, EMFILE, "shmp_describe", "pid %ld and fd %d leave no room in an id", pid, fd);
+    return result < 0 ? result : shmp__proc_id_of(fd, file.inode, ret_id, reterr);
+}
+
+static int memfd_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
+    if (!(mapping->provider->flags & SHMP_FD_IDS)) return memfd_locate(mapping, ret_id, reterr);
+    narrow(mapping);
+    snprintf(ret_id, SHMP__ID_SIZE, "%d", shmp__fd(mapping)->fd);
     return 0;
 }
 
@@ -321,7 +244,7 @@ static int visit_fd(void *context, int folder, long fd) {
     segment.user = (long long)file.user;
     segment.age = shmp__os_now() - file.changed;
     segment.is_alive = segment.is_ours = 1;
-    if (!write_id(list->pid, (int)fd, file.inode, segment.id)) segment.id[0] = 0;
+    if (!shmp__proc_id_write(list->pid, (int)fd, file.inode, segment.id)) segment.id[0] = 0;
     return list->visit(list->context, &segment);
 }
 
@@ -367,6 +290,8 @@ const shmp__ops shmp__memfd_ops = {
     .fileno = memfd_fileno,
     .persist = memfd_persist,
     .describe = memfd_describe,
+    .locate = memfd_locate,
+    .open_fd = memfd_open_fd,
     .list = memfd_list,
     .users = shmp__unix_users,
     .limits = memfd_limits,

@@ -10,6 +10,7 @@
  * and the id is the descriptor. */
 #include "os/platform.h"
 #if SHMP_HAVE_POSIX
+#include "backend/posix_proc.h"
 #include "backend/posix_sweep.h"
 #include "backend/unix.h"
 
@@ -325,10 +326,11 @@ static int attach_name(shmp__mapping *mapping, const char *name, shmp_error *ret
     if (shmp__posix_is_random_name(name) || shmp__os_mark_of(fd))
         (void)shmp__os_lock_shared(fd); /* the sign of life, if a reaper has not just the lock in his hands */
     int result = shmp__fd_map_checked(mapping, fd, &file, name, reterr);
+    int is_id = strlen(name) < SHMP__ID_SIZE;
     if (result < 0)
         (void)shmp__os_close(fd);
-    else if (strlen(name) < SHMP__ID_SIZE)
-        memcpy(shmp__fd(mapping)->name, name, strlen(name) + 1);
+    else
+        memcpy(shmp__fd(mapping)->name, is_id ? name : "/", is_id ? strlen(name) + 1 : 2);
     return result;
 }
 
@@ -359,20 +361,34 @@ static int posix_unlink(shmp_provider *provider, const char *name, shmp_error *r
     return result < 0 ? shmp__fail_os(reterr, result, "shm_unlink", "\"%s\"", name) : 0;
 }
 
-/* The descriptor is the segment; its name is that of the id only while that is still this file's. */
+/* The descriptor is the segment. Its name may be gone by now; "/" says that it never had one. */
 static int posix_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
-    shmp__os_file file;
     int result = shmp__fd_attach(mapping, fd, id, reterr);
-    if (result < 0 || !is_name(id)) return result;
-    if (shmp__os_stat(shmp__fd(mapping)->fd, &file) == 0 && shmp__posix_is_name_of(id, &file) == 1)
-        memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
-    return 0;
+    if (result == 0 && id[0] == '/') memcpy(shmp__fd(mapping)->name, id, SHMP__ID_SIZE);
+    return result;
 }
 
 /* ---- Handles ---- */
 
 static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
     return mapping->flags & SHMP_KEEP ? 0 : destroy_name(mapping, shmp__fd(mapping)->fd, reterr);
+}
+
+/* Others attach by the name only while it is that of this file. */
+static int check_name(const char *name, int fd, shmp_error *reterr) {
+    shmp__os_file file;
+    int result = shmp__fd_stat(fd, &file, reterr);
+    if (result < 0) return result;
+    result = shmp__posix_is_name_of(name, &file);
+    if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", name);
+    if (result > 0) return 0;
+    if (!name[1])
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "shmp_describe",
+                          "it has no id, as it was made without a name: send it by multiprocessing, or its descriptor");
+    return shmp__fail(reterr, SHMP_ENOTFOUND, "shmp_describe",
+                      "it has no id any more, as its owner closed it and \"%s\" is gone: send it by multiprocessing, "
+                      "or its descriptor",
+                      name);
 }
 
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
@@ -384,11 +400,13 @@ static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], sh
         if (result == 0) result = open_to_user(mapping, file.mode, reterr);
     }
     if (result < 0) return result;
-    if (self->name[0])
-        memcpy(ret_id, self->name, SHMP__ID_SIZE);
-    else
+    if (!self->name[0]) {
         snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
-    return 0;
+        return 0;
+    }
+    result = check_name(self->name, self->fd, reterr);
+    if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
+    return result;
 }
 
 static int posix_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
@@ -442,6 +460,8 @@ const shmp__ops shmp__posix_ops = {
     .fileno = shmp__fd_fileno,
     .persist = shmp__fd_persist,
     .describe = posix_describe,
+    .locate = shmp__posix_locate,
+    .open_fd = shmp__posix_open_fd,
     .list = shmp__posix_list,
     .reap = shmp__posix_reap,
     .users = shmp__unix_users,

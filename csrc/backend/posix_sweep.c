@@ -176,9 +176,11 @@ static int visit_all(sweep_state *sweep, shmp_visitor visit, void *context) {
 
 static int walk(sweep_purpose purpose, shmp_visitor visit, void *context, shmp_error *reterr) {
     sweep_state sweep = {.purpose = purpose, .reterr = reterr};
-    if (purpose == LIST && shmp__os_find_leased(&sweep.leased) < 0)
-        return shmp__fail_os(reterr, ENOMEM, "calloc", "the leases of files");
-    int result = shmp__os_each_shm_name(sweep_name, &sweep);
+    int result = purpose == LIST ? shmp__os_find_leased(&sweep.leased) : 0;
+    if (result < 0)
+        sweep.failure = shmp__fail_os(reterr, result, "/proc/locks", "\"/proc/locks\": who has leases");
+    else
+        result = shmp__os_each_shm_name(sweep_name, &sweep);
     if (sweep.failure)
         result = sweep.failure;
     else if (result == -EOPNOTSUPP)

@@ -34,22 +34,25 @@ struct shmp_provider {
 typedef struct shmp__mapping {
     shmp_provider *provider; /* it holds a reference */
     shmp__atomic_uint open;  /* handles that are not closed: the descriptor goes with the last */
-    shmp__atomic_uint held;  /* those, and closed ones whose memory is still viewed: the mapping goes with the last */
-    void *data;              /* NULL: SHMP_UNMAPPED */
-    size_t size, mapped;     /* mapped: size, or what the system needs to hear to unmap it */
-    unsigned flags;          /* as create or attach were told */
+    shmp__atomic_uint
+        kept; /* 2 for each handle that keeps the name, and 1 when the owner's is closed: see shmp__keep */
+    shmp__atomic_uint held; /* those, and closed ones whose memory is still viewed: the mapping goes with the last */
+    void *data;             /* NULL: SHMP_UNMAPPED */
+    size_t size, mapped;    /* mapped: size, or what the system needs to hear to unmap it */
+    unsigned flags;         /* as create or attach were told */
 } shmp__mapping;
 
 struct shmp_shmem {
     shmp__mapping *mapping;
     void *data;
     size_t size;
-    unsigned flags;   /* SHMP_READ_ONLY, SHMP_OWNER as it was in the creating process, SHMP__RETIRED */
+    unsigned flags;   /* SHMP_READ_ONLY, SHMP_OWNER as it was in the creating process, SHMP__RETIRED, SHMP__KEEPS */
     unsigned creator; /* shmp__process_mark() of the process in which this handle was made */
 };
 
 enum {
     SHMP__RETIRED = 0x8000, /* in a handle's flags: closed, but for the memory */
+    SHMP__KEEPS = 0x4000,   /* the same: see shmp__keep */
     SHMP__OWN_FLAG = 0x8000 /* in a mapping's: the mechanism's own */
 };
 
@@ -83,6 +86,9 @@ struct shmp__ops {
     int (*fileno)(const shmp__mapping *mapping);
     int (*persist)(shmp__mapping *mapping, shmp_error *reterr); /* NULL: exec of its last user ends it */
     int (*describe)(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr); /* * */
+    /* By what shmp_open_fd finds a descriptor of it, and what that does: `mapping` has the flags. */
+    int (*locate)(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
+    int (*open_fd)(const shmp__mapping *mapping, const char *id, shmp_error *reterr);
     int (*list)(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
     int (*unlink)(shmp_provider *provider, const char *name, shmp_error *reterr);
     int (*reap)(shmp_provider *provider, unsigned flags, shmp_visitor visit, void *context,
@@ -146,6 +152,10 @@ int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);
 
 /* Closes a handle but for its memory, which stays mapped until shmp_close(): name, descriptor and ownership go. */
 int shmp__retire(shmp_shmem *shmem, shmp_error *reterr);
+
+/* A clone that keeps the segment as it is: when the owner's handle is closed before it, the name goes with the last of
+ * such clones. For what was sent to another process, which is to find it. */
+int shmp__keep(const shmp_shmem *shmem, shmp_shmem **ret_shmem, shmp_error *reterr);
 
 /* Whether this process made the handle; 0 in a forked child, also when it has the same pid in a
  * namespace of its own, or one that was used before. */

@@ -242,11 +242,27 @@ int shmp_clone(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shm
     return finish(shmem, provider->ops->clone(of->mapping, shmem->mapping, reterr), ret_shmem, reterr);
 }
 
+int shmp__keep(const shmp_shmem *of, shmp_shmem **ret_shmem, shmp_error *reterr) {
+    int result = share(of, of->flags & SHMP_READ_ONLY, ret_shmem, reterr);
+    if (result < 0) return result;
+    (*ret_shmem)->flags |= SHMP__KEEPS;
+    shmp__atomic_add(&of->mapping->kept, 2);
+    return 0;
+}
+
 /* ---- Closing: all steps are taken, and the first error is returned ---- */
+
+/* Whether closing this handle is what destroys the segment. */
+static int is_last_owner(shmp_shmem *shmem) {
+    shmp__atomic_uint *kept = &shmem->mapping->kept;
+    if (!shmp__is_made_here(shmem)) return 0;
+    if (shmem->flags & SHMP__KEEPS) return shmp__atomic_sub(kept, 2) == 3;
+    return shmem->flags & SHMP_OWNER && shmp__atomic_add(kept, 1) == 0;
+}
 
 static int destroy(shmp_shmem *shmem, shmp_error *reterr) {
     const shmp__ops *ops = ops_of(shmem);
-    return ops->destroy && shmp__is_owner(shmem) ? ops->destroy(shmem->mapping, reterr) : 0;
+    return is_last_owner(shmem) && ops->destroy ? ops->destroy(shmem->mapping, reterr) : 0;
 }
 
 static int close_mapping(shmp__mapping *mapping, shmp_error *reterr) {
@@ -311,6 +327,34 @@ int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, sh
     int result = ops_of(shmem)->describe(shmem->mapping, description.id, reterr);
     if (result == 0) *ret_description = description;
     return result;
+}
+
+int shmp_locate(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr) {
+    if (!shmem || !ret_description) return shmp__fail(reterr, SHMP_EINVAL, "shmp_locate", "NULL argument");
+    if (!ops_of(shmem)->locate)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_locate", "%s segments are no descriptors of /proc",
+                          ops_of(shmem)->name);
+    shmp_description description = {.size = shmem->size};
+    int result = ops_of(shmem)->locate(shmem->mapping, description.id, reterr);
+    if (result == 0) *ret_description = description;
+    return result;
+}
+
+int shmp_open_fd(shmp_provider *provider, const char *id, unsigned flags, int *ret_fd, shmp_error *reterr) {
+    char copy[SHMP__ID_SIZE];
+    if (!provider || !id || !ret_fd) return shmp__fail(reterr, SHMP_EINVAL, "shmp_open_fd", "NULL argument");
+    int result = check_flags(flags, SHMP_READ_ONLY | SHMP_ANY_USER, "shmp_open_fd", reterr);
+    if (result == 0) result = shmp__copy_id(copy, id, strlen(id), reterr);
+    if (result < 0) return result;
+    provider = route(provider, NULL, NULL);
+    if (!provider->ops->open_fd)
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_open_fd", "%s segments are no descriptors of /proc",
+                          provider->ops->name);
+    const shmp__mapping asked = {.provider = provider, .flags = flags};
+    result = provider->ops->open_fd(&asked, copy, reterr);
+    if (result < 0) return result;
+    *ret_fd = result;
+    return 0;
 }
 
 int shmp_persist(shmp_shmem *shmem, shmp_error *reterr) {

@@ -232,11 +232,22 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
 
+/** Open a descriptor of a segment that shmp_locate() found (memfd, posix; Linux), for shmp_attach_fd() or to send.
+ *  It is opened through /proc/<pid>/fd. When that one is gone, or is something else by now, any other of the same
+ * segment is looked for among the processes of this user (root: its own only), which takes some 5 us for each of their
+ *  descriptors. So it works as long as any process has the segment open; shmp_attach() of a memfd id does the same.
+ *  @param provider  of the segment's mechanism; "std" opens what it creates.
+ *  @param flags     SHMP_READ_ONLY, SHMP_ANY_USER.
+ *  Owns: the caller, who closes *ret_fd. It is closed on exec.
+ *  @return 0; -SHMP_ENOTFOUND no process that this one may look at has it; -SHMP_EID; -SHMP_EINVAL;
+ *          -SHMP_EUNSUPPORTED; -SHMP_EOS, such as os_error EACCES. Since 0.2. */
+SHMP_API int shmp_open_fd(shmp_provider *provider, const char *id, unsigned flags, int *ret_fd, shmp_error *reterr);
+
 /** Attach to the segment that an open descriptor is, such as one that was inherited or sent (memfd, posix).
  *  @param fd           stays the caller's: the handle has a duplicate.
  *  @param description  how many bytes to map, and the segment's id. A memfd id must be that of this descriptor,
- * whatever process and number it names. A posix name becomes the handle's id if it still is the name of this file. ""
- * is not known: the id is then the duplicate's, as with shmp_attach by number.
+ * whatever process and number it names. A posix name becomes the handle's id; it need not be there any more, and "/"
+ * says that there never was one. "" is not known: the id is then the duplicate's, as with shmp_attach by number.
  *  @param flags        as shmp_attach().
  *  @return as shmp_attach(). Since 0.2. */
 SHMP_API int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
@@ -281,9 +292,15 @@ SHMP_API unsigned shmp_flags(const shmp_shmem *shmem);
 SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
 
 /** Get what another process needs to attach. A memfd id names the descriptor in this process: it differs between
- *  handles that do not share one, and dies with the descriptor.
- *  @return 0; -SHMP_EOS. Since 0.1. */
+ *  handles that do not share one, and works as long as any process has the segment's descriptor open. A posix segment
+ *  that has lost its name, as its owner has closed it, has no id: shmp_fileno() and shmp_locate() still work.
+ *  @return 0; -SHMP_ENOTFOUND it has no name any more; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
+
+/** Get an id of the descriptor, for shmp_open_fd() (memfd, posix; Linux). That of memfd is the one that shmp_describe()
+ *  gives without SHMP_FD_IDS.
+ *  @return 0; -SHMP_EUNSUPPORTED; -SHMP_EINVAL; -SHMP_EOS. Since 0.2. */
+SHMP_API int shmp_locate(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
 
 /** Let the descriptor survive exec(), so that the program which replaces this one can attach. Clones share it. win32:
  * let child processes that inherit handles have this one, which keeps the segment alive.

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -129,13 +130,30 @@ int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd),
     return result == DONE ? 0 : result;
 }
 
-int shmp__os_is_our_memfd(int folder, long fd) {
-    static const char ours[] = "/memfd:shmem_providers (deleted)";
-    char name[24], target[sizeof ours];
+/* 1: what the descriptor is called begins with `text` or, with `is_all`, is that. */
+static int fd_is_called(int folder, long fd, const char *text, int is_all) {
+    char name[24], target[64];
+    size_t wanted = strlen(text);
     snprintf(name, sizeof name, "%ld", fd);
     ssize_t length = SYS(readlinkat, (folder, name, target, sizeof target));
     if (length < 0) return shmp__os_passed_over(-errno);
-    return length == sizeof ours - 1 && memcmp(target, ours, sizeof ours - 1) == 0;
+    return (is_all ? (size_t)length == wanted : (size_t)length > wanted) && memcmp(target, text, wanted) == 0;
+}
+
+int shmp__os_is_our_memfd(int folder, long fd) {
+    return fd_is_called(folder, fd, "/memfd:shmem_providers (deleted)", 1);
+}
+
+#if SHMP_HAVE_POSIX
+int shmp__os_fd_is_in_shm_place(int folder, long fd) { return fd_is_called(folder, fd, shmp__os_shm_place, 0); }
+#endif
+
+int shmp__os_is_users_process(long pid) {
+    char path[32];
+    struct stat process;
+    snprintf(path, sizeof path, "/proc/%ld", pid);
+    if (SYS(stat, (path, &process)) < 0) return shmp__os_passed_over(-errno);
+    return (unsigned long)process.st_uid == shmp__os_user();
 }
 
 /* Calls visit for each line; stops when it gives non-zero, which is returned. */
@@ -301,7 +319,7 @@ static int visit_lease(void *context, const char *line) {
 
 int shmp__os_find_leased(shmp__table *inodes) {
     int result = each_line("/proc/locks", visit_lease, inodes);
-    return result == -ENOMEM ? result : 0;
+    return shmp__os_is_untold(result) ? 0 : result;
 }
 
 typedef struct holder_search {

@@ -154,9 +154,12 @@ int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 /* folder: where its descriptors are, open for as long as the visit takes: what follows is cheaper so than by path. */
 int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd), void *context);
 int shmp__os_is_our_memfd(int folder, long fd);
+int shmp__os_fd_is_in_shm_place(int folder, long fd);
 /* As shmp__os_look_at_fd_of and shmp__os_open_seen, to read. */
 int shmp__os_look_at_fd_in(int folder, long fd);
 int shmp__os_open_seen_in(int own_folder, int seen);
 int shmp__os_open_own_folder(void); /* where this thread's descriptors are */
+/* 1: it runs as this process's user; root's may also be one that nobody may look at. 0: it does not, or has ended. */
+int shmp__os_is_users_process(long pid);
 
 #endif

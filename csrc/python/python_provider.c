@@ -182,6 +182,7 @@ static PyObject *make(PyObject *object, maker maker, const shmp_description *wha
     shmp_shmem *handle;
     shmp_error error;
     int result;
+    shmpy_look();
     Py_BEGIN_ALLOW_THREADS
     result = maker(self->handle, what, flags, &handle, &error);
     Py_END_ALLOW_THREADS
@@ -257,6 +258,36 @@ static PyObject *clone_ref(PyObject *object, PyObject *origin) {
     int result = shmp_clone(handle, 0, &clone, &error);
     shmpy_shmem_unpin(origin);
     return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, clone);
+}
+
+/* _open_fd(locator, read_only): a descriptor of the segment that ShMem._locate() found. */
+static PyObject *open_located(PyObject *object, PyObject *arguments) {
+    const char *locator;
+    int read_only, fd, result;
+    shmp_error error;
+    if (!PyArg_ParseTuple(arguments, "sp", &locator, &read_only)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_open_fd(((ProviderObject *)object)->handle, locator, read_only ? SHMP_READ_ONLY : 0, &fd, &error);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? shmpy_raise(&error) : PyLong_FromLong(fd);
+}
+
+/* _attach_fd(fd, id, size, read_only) */
+static PyObject *from_fd(PyObject *object, PyObject *arguments) {
+    ProviderObject *self = (ProviderObject *)object;
+    PyObject *id;
+    Py_ssize_t size;
+    int fd, read_only, result;
+    shmp_description what;
+    shmp_shmem *handle;
+    shmp_error error;
+    if (!PyArg_ParseTuple(arguments, "iOnp", &fd, &id, &size, &read_only) || to_id("_attach_fd", id, what.id) < 0)
+        return NULL;
+    what.size = (size_t)size;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_attach_fd(self->handle, fd, &what, read_only ? SHMP_READ_ONLY : 0, &handle, &error);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
 }
 
 /* The values come from os.environ, which is safe to read while other threads set it; getenv is not. */
@@ -385,6 +416,8 @@ static PyMethodDef methods[] = {
     {"_limits", limits, METH_NOARGS, NULL},
     {"pre_fork", pre_fork, METH_NOARGS,
      "pre_fork($self, /)\n--\n\nAnnounce a fork. The plain providers need no announcement."},
+    {"_open_fd", open_located, METH_VARARGS, NULL},
+    {"_attach_fd", from_fd, METH_VARARGS, NULL},
     {"post_fork", post_fork, METH_O,
      "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child."},
     {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},

@@ -213,6 +213,7 @@ static PyObject *shmem_close(PyObject *object, PyObject *unused) {
                             views_of(state));
     shmp_error error;
     if (!(state & PINS) && release(self, &error) < 0) return shmpy_raise(&error);
+    shmpy_look();
     Py_RETURN_NONE;
 }
 
@@ -456,6 +457,80 @@ static PyObject *users(PyObject *object, PyObject *unused) {
     return shmpy_collected(&pids, result, to_number, &error);
 }
 
+/* ---- Handing over: _handover.py says what for ---- */
+
+/* Gives (locator, size). */
+static PyObject *locate(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    shmp_description description;
+    shmp_error error;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int result = shmp_locate(self->handle, &description, &error);
+    end(self, PIN);
+    if (result < 0) return shmpy_raise(&error);
+    return Py_BuildValue("sn", description.id, self->size);
+}
+
+/* _keep(shm): a handle on it, for the outbox, that nobody is warned about when it is not closed. */
+static PyObject *keep(PyObject *type, PyObject *origin) {
+    shmp_error error;
+    if (!shmpy_is_shmem_type(Py_TYPE(origin))) return PyErr_Format(PyExc_TypeError, "_keep: %R is no ShMem", origin);
+    shmp_shmem *handle = shmpy_shmem_pin(origin), *kept;
+    if (!handle) return NULL;
+    int result = shmp__keep(handle, &kept, &error);
+    shmpy_shmem_unpin(origin);
+    if (result < 0) return shmpy_raise(&error);
+    PyObject *made = shmpy_shmem_own((PyTypeObject *)type, kept);
+    if (made) ((ShMemObject *)made)->has_warned = 1;
+    return made;
+}
+
+/* Whether closing this handle is to remove a name. */
+static PyObject *has_name(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    int result = shmp__is_owner(self->handle) && !(self->handle->mapping->flags & SHMP_KEEP);
+    end(self, PIN);
+    return PyBool_FromLong(result);
+}
+
+/* It is never closed: it ends with the process. */
+static PyObject *abandon(PyObject *self, PyObject *unused) {
+    (void)unused;
+    Py_INCREF(self);
+    Py_RETURN_NONE;
+}
+
+/* _say_when_closed(exception): what a use is to raise once this has been closed. For who has just made it. */
+static PyObject *say_when_closed(PyObject *object, PyObject *exception) {
+    Py_INCREF(exception);
+    ((ShMemObject *)object)->failure = exception;
+    Py_RETURN_NONE;
+}
+
+static shmp__atomic_uint has_sent; /* something that may not have been read yet */
+
+/* _watch(whether): look whether it has been at each call from now on. */
+static PyObject *watch(PyObject *type, PyObject *whether) {
+    int truth = PyObject_IsTrue(whether);
+    (void)type;
+    if (truth < 0) return NULL;
+    unsigned other = !truth;
+    (void)shmp__atomic_swap_if(&has_sent, &other, (unsigned)truth);
+    Py_RETURN_NONE;
+}
+
+void shmpy_look(void) {
+    if (!shmp__atomic_load(&has_sent)) return;
+    PyObject *module = PyImport_ImportModule("shmem_providers._handover");
+    PyObject *result = module ? PyObject_CallMethod(module, "look", NULL) : NULL;
+    if (!result) PyErr_WriteUnraisable(NULL);
+    Py_XDECREF(result);
+    Py_XDECREF(module);
+}
+
 static PyObject *get_is_owner(PyObject *object, void *unused) {
     ShMemObject *self = (ShMemObject *)object;
     (void)unused;
@@ -505,6 +580,12 @@ static PyMethodDef methods[] = {
     {"_dup", dup_descriptor, METH_NOARGS, NULL},
     {"_users", users, METH_NOARGS, NULL},
     {"_failed", failed, METH_O | METH_CLASS, NULL},
+    {"_locate", locate, METH_NOARGS, NULL},
+    {"_keep", keep, METH_O | METH_CLASS, NULL},
+    {"_has_name", has_name, METH_NOARGS, NULL},
+    {"_abandon", abandon, METH_NOARGS, NULL},
+    {"_say_when_closed", say_when_closed, METH_O, NULL},
+    {"_watch", watch, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

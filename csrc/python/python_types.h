@@ -45,4 +45,7 @@ int shmpy_is_shmem_type(PyTypeObject *type);
 shmp_shmem *shmpy_shmem_pin(PyObject *self);
 void shmpy_shmem_unpin(PyObject *self);
 
+/* Lets go of what was sent to other processes and has been read, if anything was sent. */
+void shmpy_look(void);
+
 #endif

@@ -7,10 +7,11 @@
         view = memoryview(shm)              # zero-copy, as numpy.frombuffer(shm, "u1")
 
 Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_ids`, `_errors`,
-`_cursor`, `_pickling`, `__main__` and `_doctor` (the command line), `_library` (the C library's
+`_cursor`, `_handover` (pickles), `__main__` and `_doctor` (the command line), `_library` (the C library's
 folders). `_binding` is the C extension.
 """
 
+from shmem_providers import _handover
 from shmem_providers._binding import ffi, lib
 from shmem_providers._cursor import ShMemCursor
 from shmem_providers._errors import InvalidIdError, ProviderUnavailableError, ShMemError, SizeMismatchError
@@ -28,6 +29,8 @@ from shmem_providers._providers import (
     open_provider,
 )
 from shmem_providers._shmem import ShMem
+
+_handover.adopt()
 
 __version__: str = ffi.string(lib.shmp_version()).decode()
 

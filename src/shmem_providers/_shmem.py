@@ -43,7 +43,11 @@ class ShMem(_binding.ShMem):
 
     @property
     def id(self) -> ShMemId:
-        """What another process attaches by. A memfd id dies with the handle that gave it."""
+        """What another process attaches by.
+
+        A memfd id works as long as any process has the segment open. `FileNotFoundError` of posix: its owner has
+        closed it, and the name is gone; it can still be sent by `multiprocessing`.
+        """
         return ShMemId(self._describe()[0])
 
     @property
@@ -92,6 +96,6 @@ class ShMem(_binding.ShMem):
         return f"<ShMem {self.provider_name} of {self.size} bytes, {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from shmem_providers._pickling import reduce_shmem
+        from shmem_providers._handover import reduce_shmem
 
         return reduce_shmem(self)

@@ -438,6 +438,32 @@ static int run_attach_fd_unknown(scene_state *scene, unsigned flags, shmp_error 
     return shmp_attach_fd(scene->provider, shmp_fileno(scene->owner), &unknown, flags, &scene->out.shmem, reterr);
 }
 
+/* The descriptor that the id names was closed, and the segment is still open by another. */
+static int run_attach_gone(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_description gone = scene->description;
+    char *number = strchr(gone.id, '.'), check[sizeof gone.id];
+    snprintf(check, sizeof check, "%s", strrchr(gone.id, '.'));
+    snprintf(number, sizeof gone.id - (size_t)(number - gone.id), ".zz%s", check);
+    return shmp_attach(scene->provider, &gone, flags, &scene->out.shmem, reterr);
+}
+
+static int run_locate(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_description located;
+    (void)flags;
+    return shmp_locate(scene->owner, &located, reterr);
+}
+
+static int run_open_fd(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_description located;
+    int fd, mode = fault.mode;
+    fault.mode = OFF; /* run_locate has those */
+    int result = shmp_locate(scene->owner, &located, reterr);
+    fault.mode = mode;
+    if (result == 0) result = shmp_open_fd(scene->provider, located.id, flags, &fd, reterr);
+    if (result == 0) close(fd);
+    return result;
+}
+
 static int run_describe(scene_state *scene, unsigned flags, shmp_error *reterr) {
     (void)flags;
     return shmp_describe(scene->owner, &scene->out.description, reterr);
@@ -567,9 +593,9 @@ static const operation_case operations[] = {
     {"clone", run_clone, 0, 0, OWNER, ATTACHING},
     {"clone_read_only", run_clone, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
     {"clone_inherit", run_clone, SHMP_INHERIT, FILES, OWNER, ATTACHING},
-    {"describe", run_describe, 0, 0, OWNER, OS},
+    {"describe", run_describe, 0, 0, OWNER, OS | CODE(SHMP_ENOTFOUND)},
     {"persist", run_persist, 0, FILES, OWNER, OS},
-    {"to_env", run_to_env, 0, 0, OWNER, OS},
+    {"to_env", run_to_env, 0, 0, OWNER, OS | CODE(SHMP_ENOTFOUND)},
     {"from_env", run_from_env, 0, 0, OWNER | VARIABLES, ATTACHING},
     {"limits", run_limits, 0, 0, 0, OS},
     {"list", run_list, 0, LISTS, OWNER | LEFTOVER, OS},
@@ -583,6 +609,9 @@ static const operation_case operations[] = {
     {"close_shared", run_close_shared, 0, 0, OWNER | ENDS, OS | CODE(SHMP_ENOMEM)},
     {"retire", run_retire, 0, 0, OWNER | ENDS, OS},
     {"retire_named", run_retire, 0, NAMES, OWNER | NAMED | ENDS, OS},
+    {"attach_gone", run_attach_gone, 0, PROC_IDS, PEER, ATTACHING},
+    {"locate", run_locate, 0, FILES, OWNER, OS},
+    {"open_fd", run_open_fd, SHMP_READ_ONLY, FILES, OWNER, ATTACHING},
 };
 
 /* ---- What an injected error may become ------------------------------------------------------- */
@@ -739,6 +768,18 @@ static const struct rule {
     /* the name is gone */
     {"posix", "close_named retire_named", "lstat", SURVIVED, NULL, {ENOENT}},
     {POSIX, CLOSE " available limits", "shm_unlink", SURVIVED, NULL, {ENOENT}},
+
+    /* a name that is not there is no id */
+    {"posix", "describe to_env", "lstat", SHMP_ENOTFOUND, "shmp_describe", {ENOENT}},
+    /* what cannot be opened is looked for, among processes that come and go, and found by another number, or the same
+     */
+    {NULL, ATTACH_OTHER " open_fd", "open", SUCCESS, NULL, {EACCES, ENOENT, EPERM}},
+    {NULL, "attach_gone open_fd", NULL, SUCCESS, NULL, {0}},
+    {NULL, "attach_gone", NULL, SHMP_ENOTFOUND, "open", {0}},
+    {NULL, "attach_gone", NULL, SHMP_EOS, "open", {0}},
+    {NULL, "open_fd", "open", SHMP_ENOTFOUND, NULL, {0}},
+    {NULL, "attach_gone open_fd", "fcntl", SHMP_EID, NULL, {0}},
+    {NULL, "attach_gone open_fd", "open opendir readdir", SHMP_EID, "open", {0}},
 };
 static int is_rule_used[LENGTH(rules)];
 

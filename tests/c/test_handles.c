@@ -293,7 +293,8 @@ static void test_retire(test_context *context) {
 
 /* ---- Descriptors that are given --------------------------------------------------------------- */
 
-/* The handle on the given descriptor has one of its own, and the memory of `shmem`. */
+/* The handle on the given descriptor has one of its own, and the memory of `shmem`. The id it has: NULL is that of the
+ * descriptor, "" none, as a posix name that is gone is not replaced. */
 static void check_attached_fd(const test_context *context, const shmp_shmem *shmem, const shmp_description *description,
                               const char *expected_id) {
     char number[24];
@@ -306,7 +307,11 @@ static void check_attached_fd(const test_context *context, const shmp_shmem *shm
     CHECK_EQUAL(shmp_flags(other), 0);
     check_shared(shmem, other);
     snprintf(number, sizeof number, "%d", shmp_fileno(other));
-    if (expected_id || context->can->has_names) CHECK_TEXT(described(other).id, expected_id ? expected_id : number);
+    shmp_description unset;
+    if (expected_id && !*expected_id)
+        CHECK_FAILS(CODE(SHMP_ENOTFOUND), shmp_describe, other, &unset);
+    else if (expected_id || context->can->has_names)
+        CHECK_TEXT(described(other).id, expected_id ? expected_id : number);
     closed(other);
     CHECK(is_open(fd));
 }
@@ -363,14 +368,14 @@ static void test_attach_fd_by_posix_name(test_context *context) {
     shmp_description named = described(first), wrong = description_of("/no_such_segment", SMALL);
     check_attached_fd(context, first, &named, own_name());
     check_subject("another's name");
-    check_attached_fd(context, first, &wrong, NULL);
+    check_attached_fd(context, first, &wrong, "");
     check_subject("a name that was removed");
     CHECK_EQUAL(shm_unlink(own_name()), 0);
-    check_attached_fd(context, first, &named, NULL);
+    check_attached_fd(context, first, &named, "");
     check_subject("a name that was made anew");
     shmp_shmem *second = created_named(context, own_name());
     REQUIRE(second);
-    check_attached_fd(context, first, &named, NULL);
+    check_attached_fd(context, first, &named, "");
     shmp_provider *std = opened("std", 0);
     shmp_shmem *by_std = NULL;
     check_subject("by std");
