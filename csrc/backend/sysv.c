@@ -30,16 +30,16 @@ typedef struct sysv_provider {
 
 enum { OURS = 0x15, CHANCE_BITS = 14, HASH_BITS = 12, KEY_TRIES = 1000, MINUTE = 60 };
 
-static unsigned mix(unsigned hash, unsigned long long value) {
-    for (int i = 0; i < 8; i++) hash = (hash ^ (unsigned)(value >> 8 * i & 0xff)) * 16777619u; /* FNV */
-    return hash;
+static uint64_t mix(uint64_t hash, uint64_t value) {
+    hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
+    return hash ^ hash >> 32;
 }
 
 static int key_of(unsigned chance, size_t size, unsigned long creator, unsigned mode) {
     chance &= (1u << CHANCE_BITS) - 1;
-    unsigned hash = mix(mix(mix(mix(2166136261u, chance), size), creator), mode);
-    hash = (hash ^ hash >> HASH_BITS) & ((1u << HASH_BITS) - 1);
-    return (int)((unsigned)OURS << (CHANCE_BITS + HASH_BITS) | chance << HASH_BITS | hash);
+    uint64_t hash = mix(mix(mix(chance, size), creator), mode);
+    return (int)((unsigned)OURS << (CHANCE_BITS + HASH_BITS) | chance << HASH_BITS |
+                 (unsigned)(hash >> (64 - HASH_BITS)));
 }
 
 static int has_our_key(const shmp__os_segment *segment) {

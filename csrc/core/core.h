@@ -31,16 +31,7 @@ struct shmp_provider {
     shmp_provider *inner;    /* which it wraps; it holds a reference */
 };
 
-typedef struct shmp__mapping {
-    shmp_provider *provider; /* it holds a reference */
-    shmp__atomic_uint open;  /* handles that are not closed: the descriptor goes with the last */
-    shmp__atomic_uint
-        kept; /* 2 for each handle that keeps the name, and 1 when the owner's is closed: see shmp__keep */
-    shmp__atomic_uint held; /* those, and closed ones whose memory is still viewed: the mapping goes with the last */
-    void *data;             /* NULL: SHMP_UNMAPPED */
-    size_t size, mapped;    /* mapped: size, or what the system needs to hear to unmap it */
-    unsigned flags;         /* as create or attach were told */
-} shmp__mapping;
+typedef struct shmp__mapping shmp__mapping;
 
 struct shmp_shmem {
     shmp__mapping *mapping;
@@ -48,6 +39,17 @@ struct shmp_shmem {
     size_t size;
     unsigned flags;   /* SHMP_READ_ONLY, SHMP_OWNER as it was in the creating process, SHMP__RETIRED, SHMP__KEEPS */
     unsigned creator; /* shmp__process_mark() of the process in which this handle was made */
+};
+
+struct shmp__mapping {
+    shmp_provider *provider; /* it holds a reference */
+    shmp__atomic_uint open;  /* handles that are not closed: the descriptor goes with the last */
+    shmp__atomic_uint held;  /* those, and closed ones whose memory is still viewed: the mapping goes with the last */
+    shmp__atomic_uint kept;  /* see shmp__keep: 2 for each handle that keeps the name, 1 when the owner's is closed */
+    void *data;              /* NULL: SHMP_UNMAPPED */
+    size_t size, mapped;     /* mapped: size, or what the system needs to hear to unmap it */
+    unsigned flags;          /* as create or attach were told */
+    shmp_shmem first;        /* the handle that came with it: clones are allocated */
 };
 
 enum {

@@ -32,26 +32,11 @@ static int check(const shmp_provider *provider, size_t size, unsigned flags, uns
 
 static const shmp__ops *ops_of(const shmp_shmem *shmem) { return shmem->mapping->provider->ops; }
 
-/* A handle without a mapping. */
-static shmp_shmem *new_handle(shmp_provider *provider, unsigned flags, shmp_error *reterr) {
-    shmp_shmem *shmem = shmp__os_allocate(sizeof *shmem);
-    if (!shmem) {
-        shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *shmem);
-        return NULL;
-    }
-    shmem->flags = flags & (SHMP_READ_ONLY | SHMP_OWNER);
-    shmem->creator = shmp__process_mark(provider);
-    return shmem;
-}
-
-/* One with a mapping, which a mechanism is to fill in. */
+/* A mapping that a mechanism is to fill in, and its first handle. */
 static shmp_shmem *new_mapping(shmp_provider *provider, size_t size, unsigned flags, shmp_error *reterr) {
-    shmp_shmem *shmem = new_handle(provider, flags, reterr);
-    if (!shmem) return NULL;
     shmp__mapping *mapping = shmp__os_allocate(provider->ops->mapping_size);
     if (!mapping) {
         shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", provider->ops->mapping_size);
-        free(shmem);
         return NULL;
     }
     mapping->provider = provider;
@@ -59,8 +44,9 @@ static shmp_shmem *new_mapping(shmp_provider *provider, size_t size, unsigned fl
     mapping->flags = flags;
     shmp__atomic_set(&mapping->open, 1);
     shmp__atomic_set(&mapping->held, 1);
-    shmem->mapping = mapping;
-    return shmem;
+    mapping->first.mapping = mapping;
+    mapping->first.creator = shmp__process_mark(provider);
+    return &mapping->first;
 }
 
 /* Closes and unmaps what nobody else uses; the first error is returned. */
@@ -85,7 +71,6 @@ static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_er
     }
     if (result < 0) {
         free(mapping);
-        free(shmem);
         return result;
     }
     shmp__atomic_add(&mapping->provider->references, 1);
@@ -216,11 +201,11 @@ int shmp_unlink(shmp_provider *provider, const char *name, shmp_error *reterr) {
 }
 
 static int share(const shmp_shmem *of, unsigned flags, shmp_shmem **ret_shmem, shmp_error *reterr) {
-    shmp_shmem *shmem = new_handle(of->mapping->provider, flags, reterr);
-    if (!shmem) return -SHMP_ENOMEM;
-    shmem->mapping = of->mapping;
-    shmem->data = of->data;
-    shmem->size = of->size;
+    shmp_shmem *shmem = shmp__os_allocate(sizeof *shmem);
+    if (!shmem) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", sizeof *shmem);
+    *shmem = *of;
+    shmem->flags = flags;
+    shmem->creator = shmp__process_mark(of->mapping->provider);
     shmp__atomic_add(&of->mapping->open, 1);
     shmp__atomic_add(&of->mapping->held, 1);
     *ret_shmem = shmem;
@@ -286,7 +271,8 @@ int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
 int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
     if (!shmem) return 0;
     shmp__mapping *mapping = shmem->mapping;
-    int is_open = !(shmem->flags & SHMP__RETIRED), result = is_open ? destroy(shmem, reterr) : 0, failed = 0;
+    int is_clone = shmem != &mapping->first, is_open = !(shmem->flags & SHMP__RETIRED);
+    int result = is_open ? destroy(shmem, reterr) : 0, failed = 0;
     if (shmp__atomic_load(&mapping->held) == 1)
         failed = unmap(mapping, result < 0 ? NULL : reterr); /* nobody shares it */
     if (result == 0) result = failed;
@@ -298,7 +284,7 @@ int shmp_close(shmp_shmem *shmem, shmp_error *reterr) {
         shmp_provider_close(mapping->provider);
         free(mapping);
     }
-    free(shmem);
+    if (is_clone) free(shmem);
     return result;
 }
 
