@@ -35,10 +35,15 @@ static int fail_open(int error, const char *name, shmp_error *reterr) {
                           shmp__os_shm_place);
     case -EACCES:
     case -EPERM: /* OpenBSD, to root */
-        return shmp__fail_os(reterr, error, "shm_open", "\"%s\" is another user's", name);
+        return shmp__fail_os(reterr, error, "shm_open",
+                             "\"%s\" is another user's, or a sandbox denies it: created with mode=0o660 (SHMP_MODE) "
+                             "others can attach",
+                             name);
     case -EROFS:
         return shmp__fail_os(reterr, error, "shm_open", "\"%s\": %s is mounted read-only: attach with read_only", name,
                              shmp__os_shm_place);
+    case -ENAMETOOLONG:
+        return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%.40s...\" is longer than a name can be", name);
     default:
         if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "shm_open", "\"%s\"", name);
         /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
@@ -304,8 +309,8 @@ static int attach_name(shmp__mapping *mapping, const char *name, shmp_error *ret
     int result = shmp__fd_map_checked(mapping, fd, &file, name, reterr);
     if (result < 0)
         (void)shmp__os_close(fd);
-    else if (strlen(name) < SHMP__ID_SIZE)
-        memcpy(shmp__fd(mapping)->name, name, strlen(name) + 1);
+    else
+        (void)shmp__copy_id(shmp__fd(mapping)->name, name, strlen(name), NULL); /* or it is no id, and none is kept */
     return result;
 }
 
@@ -313,7 +318,7 @@ static int posix_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     int number = shmp__decimal_id(id);
     if (number >= 0) return shmp__fd_attach(mapping, number, id, reterr);
     if (!is_name(id))
-        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a posix id is /<name>, or a descriptor", id);
+        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": posix names begin with / and have no other", id);
     return attach_name(mapping, id, reterr);
 }
 

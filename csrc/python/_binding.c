@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 146), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // shmp_error *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 163), // shmp_error *
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
 /* 16 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 158), // shmp_provider_options const *
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 167), // shmp_provider_options const *
 /* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // shmp_provider * *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, shmp_error *)
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // shmp_provider *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_provider *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -626,14 +626,14 @@ static void *_cffi_types[] = {
 /* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 42 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 128), // int(*)(void *, shmp_listed const *)
-/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // void *
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 137), // int(*)(void *, shmp_listed const *)
+/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // void *
 /* 45 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 49 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // shmp_description const *
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // shmp_description const *
 /* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
 /* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
@@ -656,7 +656,7 @@ static void *_cffi_types[] = {
 /* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 73 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // shmp_limits *
+/* 73 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // shmp_limits *
 /* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 75 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
@@ -674,7 +674,7 @@ static void *_cffi_types[] = {
 /* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 89 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 91 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // shmp_shmem *
+/* 91 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // shmp_shmem *
 /* 92 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
@@ -685,66 +685,75 @@ static void *_cffi_types[] = {
 /* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, unsigned int, char *, char *, size_t, shmp_error *)
 /* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 104 */ _CFFI_OP(_CFFI_OP_POINTER, 124), // int(*)(void *, long)
-/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
-/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 110 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // shmp_description *
-/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 115 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
-/* 117 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 121 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
-/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 106 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // char *
+/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 106),
+/* 108 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 133), // int(*)(void *, long)
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
+/* 115 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // shmp_description *
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 126 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
-/* 130 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // shmp_listed const *
-/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
-/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 137 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
-/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 44), // void *()(shmp_shmem const *)
-/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(shmp_provider *)
-/* 144 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 146 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 147 */ _CFFI_OP(_CFFI_OP_ARRAY, 146), // char[200]
-/* 148 */ (_cffi_opcode_t)(200),
-/* 149 */ _CFFI_OP(_CFFI_OP_ARRAY, 146), // char[20]
-/* 150 */ (_cffi_opcode_t)(20),
-/* 151 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 153 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 154 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 158 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 159 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 160 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 129 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 130 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
+/* 135 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 137 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 138 */ _CFFI_OP(_CFFI_OP_NOOP, 44),
+/* 139 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // shmp_listed const *
+/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
+/* 142 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
+/* 145 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
+/* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION, 44), // void *()(shmp_shmem const *)
+/* 150 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION, 170), // void()(shmp_provider *)
+/* 153 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 156 */ _CFFI_OP(_CFFI_OP_ARRAY, 155), // char[200]
+/* 157 */ (_cffi_opcode_t)(200),
+/* 158 */ _CFFI_OP(_CFFI_OP_ARRAY, 155), // char[20]
+/* 159 */ (_cffi_opcode_t)(20),
+/* 160 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 162 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 163 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 164 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 165 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 166 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 167 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 168 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 170 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -1125,10 +1134,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(121), arg1, (char **)&x1);
+      _cffi_type(130), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(121), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(130), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1551,10 +1560,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(110), arg1, (char **)&x1);
+      _cffi_type(119), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(110), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(119), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1581,6 +1590,104 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_shmp_describe _cffi_d_shmp_describe
+#endif
+
+static int _cffi_d_shmp_env_pairs(shmp_shmem const * x0, char const * x1, unsigned int x2, char * x3, char * x4, size_t x5, shmp_error * x6)
+{
+  return shmp_env_pairs(x0, x1, x2, x3, x4, x5, x6);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_env_pairs(PyObject *self, PyObject *args)
+{
+  shmp_shmem const * x0;
+  char const * x1;
+  unsigned int x2;
+  char * x3;
+  char * x4;
+  size_t x5;
+  shmp_error * x6;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+
+  if (!PyArg_UnpackTuple(args, "shmp_env_pairs", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_shmem const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(106), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (char *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(106), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(106), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (char *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(106), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x5 = _cffi_to_c_int(arg5, size_t);
+  if (x5 == (size_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(13), arg6, (char **)&x6);
+  if (datasize != 0) {
+    x6 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(13), arg6, (char **)&x6,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_env_pairs(x0, x1, x2, x3, x4, x5, x6); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_env_pairs _cffi_d_shmp_env_pairs
 #endif
 
 static char const * _cffi_d_shmp_error_text(int x0)
@@ -2546,7 +2653,7 @@ _cffi_f_shmp_users(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(104));
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(113));
   if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
     return NULL;
 
@@ -2690,6 +2797,15 @@ static int _cffi_const_SHMP_OWNER(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_SHMP_POSIX_NAMES(unsigned long long *o)
+{
+  int n = (SHMP_POSIX_NAMES) <= 0;
+  *o = (unsigned long long)((SHMP_POSIX_NAMES) | 0);  /* check that SHMP_POSIX_NAMES is an integer */
+  if (!_cffi_check_int(*o, n, 1U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_READ_ONLY(unsigned long long *o)
 {
   int n = (SHMP_READ_ONLY) <= 0;
@@ -2812,40 +2928,42 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_KEEP_LEFTOVERS", (void *)_cffi_const_SHMP_KEEP_LEFTOVERS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_LINGER", (void *)_cffi_const_SHMP_LINGER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_POSIX_NAMES", (void *)_cffi_const_SHMP_POSIX_NAMES, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 138), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 147), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_shmp_attach },
   { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 47), (void *)_cffi_d_shmp_attach_fd },
   { "shmp_attach_name", (void *)_cffi_f_shmp_attach_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_attach_name },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 119), (void *)_cffi_d_shmp_available },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 128), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 113), (void *)_cffi_d_shmp_clone },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 122), (void *)_cffi_d_shmp_clone },
   { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 90), (void *)_cffi_d_shmp_close },
   { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 76), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 140), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 149), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 117), (void *)_cffi_d_shmp_describe },
+  { "shmp_env_pairs", (void *)_cffi_f_shmp_env_pairs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_shmp_env_pairs },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
   { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 94), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 135), (void *)_cffi_d_shmp_flags },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 144), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 34), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_shmp_list },
   { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 90), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 55), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 143), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 152), (void *)_cffi_d_shmp_provider_close },
   { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_shmp_provider_open },
   { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 132), (void *)_cffi_d_shmp_size },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 141), (void *)_cffi_d_shmp_size },
   { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_to_env },
   { "shmp_unlink", (void *)_cffi_f_shmp_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 21), (void *)_cffi_d_shmp_unlink },
   { "shmp_unset_env", (void *)_cffi_f_shmp_unset_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_unset_env },
-  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_shmp_users },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 111), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -2855,7 +2973,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 149) },
+          _CFFI_OP(_CFFI_OP_NOOP, 158) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2867,19 +2985,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 147) },
+               _CFFI_OP(_CFFI_OP_NOOP, 156) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 160) },
+             _CFFI_OP(_CFFI_OP_NOOP, 169) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 160) },
+                _CFFI_OP(_CFFI_OP_NOOP, 169) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 147) },
+              _CFFI_OP(_CFFI_OP_NOOP, 156) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -2891,16 +3009,16 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 160) },
+            _CFFI_OP(_CFFI_OP_NOOP, 169) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 152) },
+              _CFFI_OP(_CFFI_OP_NOOP, 161) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 152) },
+            _CFFI_OP(_CFFI_OP_NOOP, 161) },
   { "age", offsetof(shmp_listed, age),
            sizeof(((shmp_listed *)0)->age),
-           _CFFI_OP(_CFFI_OP_NOOP, 152) },
+           _CFFI_OP(_CFFI_OP_NOOP, 161) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -2912,7 +3030,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 149) },
+          _CFFI_OP(_CFFI_OP_NOOP, 158) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -2931,37 +3049,37 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 153, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 162, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 154, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 163, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 155, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 164, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 156, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 165, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 11 },
-  { "shmp_provider", 157, _CFFI_F_OPAQUE,
+  { "shmp_provider", 166, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 158, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 167, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 21, 5 },
-  { "shmp_shmem", 159, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 168, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 151, _cffi_prim_int(4, 0),
+  { "$1", 160, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 153 },
-  { "shmp_error", 154 },
-  { "shmp_limits", 155 },
-  { "shmp_listed", 156 },
-  { "shmp_provider", 157 },
-  { "shmp_provider_options", 158 },
-  { "shmp_shmem", 159 },
-  { "shmp_user_visitor", 104 },
+  { "shmp_description", 162 },
+  { "shmp_error", 163 },
+  { "shmp_limits", 164 },
+  { "shmp_listed", 165 },
+  { "shmp_provider", 166 },
+  { "shmp_provider_options", 167 },
+  { "shmp_shmem", 168 },
+  { "shmp_user_visitor", 113 },
   { "shmp_visitor", 43 },
 };
 
@@ -2972,12 +3090,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  54,  /* num_globals */
+  56,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  162,  /* num_types */
+  171,  /* num_types */
   0,  /* flags */
 };
 
