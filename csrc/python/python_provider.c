@@ -230,44 +230,44 @@ static int to_attach_flags(PyObject *const values[2], unsigned *ret_flags) {
     return add_flag(values[1], SHMP_ANY_USER, ret_flags);
 }
 
-/* Also to a name that can be no id. */
-static PyObject *attach_to(PyObject *object, const char *method, PyObject *id, size_t size, unsigned flags) {
-    ProviderObject *self = (ProviderObject *)object;
-    shmp_description what = {.size = size};
-    shmp_shmem *handle;
-    shmp_error error;
-    Py_ssize_t length = 0;
-    int result;
-    const char *text = PyUnicode_Check(id) ? to_text(id, &length) : "";
-    if (!is_long_name(self, text, length))
-        return to_id(method, id, what.id) < 0 ? NULL : make(object, shmp_attach, &what, flags);
-    Py_BEGIN_ALLOW_THREADS
-    result = shmp_attach_name(self->handle, text, size, flags, &handle, &error);
-    Py_END_ALLOW_THREADS
-    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
-}
-
 static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
     static const char *const names[] = {"id", "size", "read_only", "any_user", NULL};
     static const char method[] = "shmem_from_id_and_size";
     PyObject *values[4];
-    size_t size;
+    shmp_description what;
     unsigned flags;
     if (shmpy_arguments(method, names, 2, 2, arguments, count, keywords, values) < 0 ||
-        to_size(method, values[1], &size) < 0 || to_attach_flags(values + 2, &flags) < 0)
+        to_id(method, values[0], what.id) < 0 || to_size(method, values[1], &what.size) < 0 ||
+        to_attach_flags(values + 2, &flags) < 0)
         return NULL;
-    return attach_to(self, method, values[0], size, flags);
+    return make(self, shmp_attach, &what, flags);
+}
+
+static PyObject *attach_name(PyObject *object, const char *name, unsigned flags) {
+    ProviderObject *self = (ProviderObject *)object;
+    shmp_shmem *handle;
+    shmp_error error;
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_attach_name(self->handle, name, 0, flags, &handle, &error);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
 }
 
 /* To all that a segment has. */
-static PyObject *attach(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+static PyObject *attach(PyObject *object, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
     static const char *const names[] = {"id", "read_only", "any_user", NULL};
     PyObject *values[3];
+    shmp_description what = {.size = 0};
     unsigned flags;
+    Py_ssize_t length;
     if (shmpy_arguments("attach", names, 1, 1, arguments, count, keywords, values) < 0 ||
         to_attach_flags(values + 1, &flags) < 0)
         return NULL;
-    return attach_to(self, "attach", values[0], 0, flags | SHMP_WHOLE);
+    flags |= SHMP_WHOLE;
+    const char *text = PyUnicode_Check(values[0]) ? to_text(values[0], &length) : NULL;
+    if (text && is_long_name((ProviderObject *)object, text, length)) return attach_name(object, text, flags);
+    return to_id("attach", values[0], what.id) < 0 ? NULL : make(object, shmp_attach, &what, flags);
 }
 
 /* Removes a name, whoever has it. */
