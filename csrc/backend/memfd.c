@@ -328,6 +328,9 @@ static int visit_process(void *context, long pid) {
 
 static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
     listing list = {.provider = provider, .visit = visit, .context = context};
+    long pid = shmp__os_proc_pid(); /* a folder without processes is no /proc */
+    if (pid < 0)
+        return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd segments are seen in /proc only");
     int result = shmp__os_each_process(visit_process, &list);
     shmp__table_free(&list.seen);
     return result < 0 ? shmp__fail_os(reterr, result, "/proc", "/proc/<pid>/fd of all processes") : result;
