@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 
 import pytest
-from held import held, ownerless_names
+from held import held, make_private, ownerless_names
 
 from shmem_providers import ShMemProvider, available_providers, open_provider
 from shmem_providers._providers import probe_providers
@@ -23,8 +23,8 @@ TESTS = os.path.dirname(__file__)
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode"},
-    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode"},
+    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode", "linger"},
+    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "nop": set[str](),
 }
@@ -74,6 +74,7 @@ SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    make_private()
     config.addinivalue_line(
         "markers", "needs(what, ...): skip where the platform lacks the provider, or what PLATFORM has"
     )

@@ -76,6 +76,9 @@ if sys.platform == "win32":
                 found.add(f"mapping at {region.start:#x} of {region.size} bytes")
         return found | {f"section number {number}" for number in range(_handle_types().count(_SECTION))}
 
+    def make_private() -> None:
+        """Do nothing: what a process holds here is its own."""
+
     def ownerless_names() -> set[str]:
         """Give none: a section's name ends with its last handle."""
         return set()
@@ -109,8 +112,12 @@ if sys.platform == "win32":
 
 elif sys.platform == "linux":
     import contextlib
+    import ctypes
     from collections.abc import Iterator
     from pathlib import Path
+
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _CLONE_NEWNS, _CLONE_NEWIPC, _MS_REC, _MS_PRIVATE = 0x20000, 0x8000000, 0x4000, 0x40000
 
     def _descriptors() -> Iterator[str]:
         """Give the open descriptors, but for the sockets of multiprocessing's threads and this look itself."""
@@ -133,9 +140,29 @@ elif sys.platform == "linux":
         """Give this process's descriptors, shared mappings and System V segments."""
         return {*_descriptors(), *_shared_mappings(), *_sysv_segments()}
 
+    _is_private = False
+
+    def _call(result: int) -> None:
+        if result < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def make_private() -> None:
+        """Give this process and its children a /dev/shm and System V segments of their own, where it may: as root.
+
+        Other programs use the machine's, and what they make and leave is none of the tests' business.
+        """
+        global _is_private
+        with contextlib.suppress(OSError):
+            _call(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC))
+            _call(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+            _call(_libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"mode=1777"))
+            _is_private = True
+
     def ownerless_names() -> set[str]:
-        """Give our names in /dev/shm that no process holds: the live ones may be any other process's."""
-        names = {}
+        """Give our names in /dev/shm that no process holds; none where other programs may have left them."""
+        names: dict[str, int] = {}
+        if not _is_private:
+            return set()
         for path in Path("/dev/shm").glob("shmp_*"):
             with contextlib.suppress(FileNotFoundError):
                 names[path.name] = path.stat().st_ino
@@ -166,6 +193,9 @@ else:
     def held() -> set[str]:
         """Give this process's descriptors: macOS and the BSDs do not tell of mappings and names."""
         return {f"descriptor {number}" for number in os.listdir("/dev/fd")}
+
+    def make_private() -> None:
+        """Do nothing: names and segments cannot be listed."""
 
     def ownerless_names() -> set[str]:
         """Give none: they cannot be listed."""

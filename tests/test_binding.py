@@ -116,6 +116,19 @@ def test_the_stub_types_all_of_a_type(name: str, stub: dict[str, dict[str, ast.s
     assert properties == {member for member in own if inspect.isgetsetdescriptor(vars(runtime)[member])}
 
 
+@pytest.mark.parametrize("name", ["Provider", "ShMem"])
+def test_the_stub_says_what_c_says(name: str, stub: dict[str, dict[str, ast.stmt]]) -> None:
+    """Editors show the docstrings of the stub for all that is implemented in C."""
+    runtime = getattr(_binding, name)
+    said, shown = {}, {}
+    for member, statement in stub[name].items():
+        if not isinstance(statement, ast.FunctionDef) or member.startswith("__"):
+            continue
+        said[member], shown[member] = inspect.getdoc(vars(runtime)[member]), ast.get_docstring(statement)
+    assert shown == said
+    assert [member for member, text in said.items() if not text and not member.startswith("_")] == []
+
+
 def test_what_is_exported() -> None:
     names = shmem_providers.__all__
     assert len(set(names)) == len(names)
@@ -237,6 +250,13 @@ def test_a_segment_through_cffi() -> None:
     assert b"garbage" in ffi.string(error.message)
     assert ffi.string(lib.shmp_error_text(code)) == ffi.string(lib.shmp_error_text(-code))
     assert lib.shmp_provider_open(best, ffi.NULL, provider, error) == 0
+    pairs = [ffi.new("char[40]") for _ in range(2)]
+    assert lib.shmp_create(provider[0], 5000, 0, shmem, error) == 0
+    assert lib.shmp_describe(shmem[0], description, error) == 0
+    assert lib.shmp_env_pairs(shmem[0], b"MAP", 0, *pairs, 40, error) == 0
+    assert list(map(ffi.string, pairs)) == [b"MAP=" + ffi.string(description.id), b"MAP_SIZE=5000"]
+    assert lib.shmp_env_pairs(shmem[0], b"MAP" * 10, 0, *pairs, 40, error) == -lib.SHMP_EINVAL
+    assert lib.shmp_close(shmem[0], error) == 0
     assert lib.shmp_create_named(provider[0], b"/shmptest", 10, 0, shmem, error) == -lib.SHMP_EUNSUPPORTED
     assert lib.shmp_create(provider[0], 10, 0x4000, shmem, error) == -lib.SHMP_EINVAL
     assert b"0x4000" in ffi.string(error.message)

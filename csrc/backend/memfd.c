@@ -257,6 +257,9 @@ static int visit_process(void *context, long pid) {
 
 static int memfd_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
     listing list = {.provider = provider, .visit = visit, .context = context, .own_folder = -1};
+    long pid = shmp__os_proc_pid(); /* a folder without processes is no /proc */
+    if (pid < 0)
+        return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd segments are seen in /proc only");
     int result = shmp__os_each_process(visit_process, &list);
     if (list.own_folder >= 0) (void)shmp__os_close(list.own_folder);
     shmp__table_free(&list.seen);

@@ -36,10 +36,15 @@ static int fail_open(int error, const char *name, shmp_error *reterr) {
                           shmp__os_shm_place);
     case -EACCES:
     case -EPERM: /* OpenBSD, to root */
-        return shmp__fail_os(reterr, error, "shm_open", "\"%s\" is another user's", name);
+        return shmp__fail_os(reterr, error, "shm_open",
+                             "\"%s\" is another user's, or a sandbox denies it: created with mode=0o660 (SHMP_MODE) "
+                             "others can attach",
+                             name);
     case -EROFS:
         return shmp__fail_os(reterr, error, "shm_open", "\"%s\": %s is mounted read-only: attach with read_only", name,
                              shmp__os_shm_place);
+    case -ENAMETOOLONG:
+        return shmp__fail(reterr, SHMP_EID, "shm_open", "\"%.40s...\" is longer than a name can be", name);
     default:
         if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "shm_open", "\"%s\"", name);
         /* EINVAL of a directory, ENXIO of a socket, ELOOP of a link, ... */
@@ -320,17 +325,20 @@ static int open_name(const char *name, int read_only, shmp__os_file *ret_file, s
 
 /* `name` may be too long for an id. */
 static int attach_name(shmp__mapping *mapping, const char *name, shmp_error *reterr) {
+    static const char none[SHMP__ID_SIZE] = "/";
+    char id[SHMP__ID_SIZE];
     shmp__os_file file;
     int fd = open_name(name, !!(mapping->flags & SHMP_READ_ONLY), &file, reterr);
     if (fd < 0) return fd;
     if (shmp__posix_is_random_name(name) || shmp__os_mark_of(fd))
         (void)shmp__os_lock_shared(fd); /* the sign of life, if a reaper has not just the lock in his hands */
     int result = shmp__fd_map_checked(mapping, fd, &file, name, reterr);
-    int is_id = strlen(name) < SHMP__ID_SIZE;
+    int is_id =
+        shmp__copy_id(id, name, strlen(name), NULL) == 0; /* it may be too long, or have letters of another script */
     if (result < 0)
         (void)shmp__os_close(fd);
     else
-        memcpy(shmp__fd(mapping)->name, is_id ? name : "/", is_id ? strlen(name) + 1 : 2);
+        memcpy(shmp__fd(mapping)->name, is_id ? id : none, SHMP__ID_SIZE);
     return result;
 }
 
@@ -338,7 +346,7 @@ static int posix_attach(shmp__mapping *mapping, const char *id, shmp_error *rete
     int number = shmp__decimal_id(id);
     if (number >= 0) return shmp__fd_attach(mapping, number, id, reterr);
     if (!is_name(id))
-        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a posix id is /<name>, or a descriptor", id);
+        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": posix names begin with / and have no other", id);
     return attach_name(mapping, id, reterr);
 }
 

@@ -163,11 +163,13 @@ static int visit_all(sweep_state *sweep, shmp_visitor visit, void *context) {
     int result = 0;
     if (sweep->purpose == LIST && shmp__os_find_holders(sweep->holders, sweep->count) < 0)
         return shmp__fail_os(sweep->reterr, ENOMEM, "calloc", "the holders of %zu names", sweep->count);
+    char command[SHMP__OS_COMMAND_ROOM] = "";
+    long known = 0; /* whose command that is: one process holds many */
     for (size_t i = 0; i < sweep->count && result == 0; i++) {
-        char command[SHMP__OS_COMMAND_ROOM];
         shmp_listed *segment = &sweep->found[i];
-        segment->holder = segment->is_alive ? sweep->holders[i].pid : 0;
-        shmp__os_command_of(sweep->holders[i].pid, command);
+        long holder = segment->is_alive ? sweep->holders[i].pid : 0;
+        if (holder != known) shmp__os_command_of(holder, command);
+        segment->holder = known = holder;
         segment->command = command;
         result = visit(context, segment);
     }

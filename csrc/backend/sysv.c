@@ -144,7 +144,9 @@ static int sysv_attach(shmp__mapping *mapping, const char *id, shmp_error *reter
         return shmp__fail(reterr, SHMP_ENOTFOUND, "shmat",
                           "%d: its last user let go, or it is not of this IPC namespace", number);
     if (failed < 0)
-        return shmp__fail_os(reterr, failed, "shmat", "%d%s", number, failed == -EACCES ? " is another user's" : "");
+        return shmp__fail_os(
+            reterr, failed, "shmat", "%d%s", number,
+            failed == -EACCES ? " is another user's: created with mode=0o660 (SHMP_MODE) others can attach" : "");
     int result = check(mapping, id, reterr);
     if (result < 0) (void)shmp__os_shmdt(mapping->data);
     return result;

@@ -182,8 +182,8 @@ int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, s
 
 /* The two halves of the hand-off by environment that do not touch the environment, for Python,
  * which has one of its own. */
-int shmp__env_description(const shmp_shmem *shmem, const char *name, shmp_description *ret_description,
-                          shmp_error *reterr);
+int shmp__env_description(const shmp_shmem *shmem, const char *name, unsigned flags, shmp_description *ret_description,
+                          shmp_error *reterr); /* flags: as shmp_env_pairs */
 int shmp__env_parse(const char *name, const char *id, const char *size, shmp_description *ret_description,
                     shmp_error *reterr); /* id, size: NULL when not set */
 

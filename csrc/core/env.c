@@ -6,19 +6,31 @@
 #include <stdio.h>
 #include <string.h>
 
-int shmp__env_description(const shmp_shmem *shmem, const char *name, shmp_description *ret_description,
+enum { PAIR_ROOM = sizeof "_SIZE=18446744073709551615" }; /* beside the name */
+
+/* Whether an AFL++ target would take the id for what it is. */
+static int is_for_afl(const shmp_shmem *shmem, const char *id, unsigned flags) {
+    return shmem->mapping->provider->ops->can & SHMP__CAN_AFL || (flags & SHMP_POSIX_NAMES && id[0] == '/');
+}
+
+int shmp__env_description(const shmp_shmem *shmem, const char *name, unsigned flags, shmp_description *ret_description,
                           shmp_error *reterr) {
     shmp_description description;
     if (!shmem || !name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "NULL argument");
+    if (flags & ~(unsigned)SHMP_POSIX_NAMES)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "flags %#x: only %#x are known", flags,
+                          SHMP_POSIX_NAMES);
     if (!*name || strchr(name, '='))
         return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "\"%.40s\" cannot name an environment variable", name);
     int result = shmp_describe(shmem, &description, reterr);
     if (result < 0) return result;
-    const shmp__ops *ops = shmem->mapping->provider->ops;
-    if (strncmp(name, "__AFL_", 6) == 0 && !(ops->can & SHMP__CAN_AFL) && description.id[0] != '/')
+    if (strncmp(name, "__AFL_", 6) == 0 && !is_for_afl(shmem, description.id, flags))
         return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env",
-                          "%.40s: AFL++ would take the %s id \"%s\" for somebody else's segment: open sysv", name,
-                          ops->name, description.id);
+                          "%.40s: AFL++ would take the %s id \"%s\" for somebody else's segment: open sysv%s", name,
+                          shmp_backend(shmem), description.id,
+                          description.id[0] == '/' ? ", or say that the target was built for it: posix_names=True "
+                                                     "(SHMP_POSIX_NAMES)"
+                                                   : "");
     *ret_description = description;
     return 0;
 }
@@ -48,13 +60,27 @@ int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr) {
     char name_of_size[256], size[24];
     shmp_description description;
     int result = size_name(name_of_size, sizeof name_of_size, name, reterr);
-    if (result == 0) result = shmp__env_description(shmem, name, &description, reterr);
+    if (result == 0) result = shmp__env_description(shmem, name, 0, &description, reterr);
     if (result < 0) return result;
     snprintf(size, sizeof size, "%zu", description.size);
     int failed = shmp__os_setenv(name, description.id);
     if (!failed) failed = shmp__os_setenv(name_of_size, size);
     if (failed) shmp__os_unsetenv(name); /* one without the other would mislead */
     return failed ? shmp__fail_os(reterr, failed, "setenv", "%.80s", name) : 0;
+}
+
+int shmp_env_pairs(const shmp_shmem *shmem, const char *name, unsigned flags, char *ret_id, char *ret_size, size_t room,
+                   shmp_error *reterr) {
+    shmp_description description;
+    if (!ret_id || !ret_size) return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "NULL argument");
+    int result = shmp__env_description(shmem, name, flags, &description, reterr);
+    if (result < 0) return result;
+    if (room < PAIR_ROOM || strlen(name) > room - PAIR_ROOM)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "room %zu: \"%.40s\" wants %zu", room, name,
+                          strlen(name) + PAIR_ROOM);
+    snprintf(ret_id, room, "%s=%s", name, description.id);
+    snprintf(ret_size, room, "%s_SIZE=%zu", name, description.size);
+    return 0;
 }
 
 int shmp_from_env(shmp_provider *provider, const char *name, unsigned flags, shmp_shmem **ret_shmem,

@@ -26,13 +26,12 @@ int shmp__decimal_id(const char *id) {
 int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, shmp_error *reterr) {
     if (length >= SHMP__ID_SIZE)
         return shmp__fail(reterr, SHMP_EID, "id", "\"%.40s\" has %zu bytes: 19 is the most", text, length);
-    memset(ret_id, 0, SHMP__ID_SIZE);
-    for (size_t i = 0; i < length; i++) {
+    for (size_t i = 0; i < length; i++)
         if (text[i] <= ' ' || text[i] > '~')
             return shmp__fail(reterr, SHMP_EID, "id", "\"%.19s\": byte %zu is %#x: ids are printable ASCII", text, i,
                               (unsigned)(unsigned char)text[i]);
-        ret_id[i] = text[i];
-    }
+    memset(ret_id, 0, SHMP__ID_SIZE);
+    memcpy(ret_id, text, length);
     return 0;
 }
 

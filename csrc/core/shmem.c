@@ -80,13 +80,22 @@ static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_er
     return 0;
 }
 
+/* Why a mechanism lacks what these flags ask for. */
+static const char *why_missing(unsigned flags) {
+    if (flags & SHMP_LINGER) return ": its segments go with their users; posix and sysv can linger";
+    if (flags & SHMP__MODE) return ": its segments have no permissions for other users; those of posix and sysv have";
+    if (flags & SHMP_UNMAPPED) return ": it has no descriptors to hand out; memfd and posix have";
+    return "";
+}
+
 /* `name`: NULL for none. */
 static int create(shmp_provider *provider, const char *name, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                   shmp_error *reterr) {
     const shmp__ops *ops = provider->ops;
     unsigned missing = flags & ~ops->create_flags;
     if (missing)
-        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_create", "flags %#x: %s cannot do that", missing, ops->name);
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_create", "flags %#x: %s cannot do that%s", missing,
+                          ops->name, why_missing(missing));
     shmp_shmem *shmem = new_mapping(provider, size, flags | SHMP_OWNER, reterr);
     if (!shmem) return -SHMP_ENOMEM;
     int result = name ? ops->create_named(shmem->mapping, name, reterr) : ops->create(shmem->mapping, reterr);

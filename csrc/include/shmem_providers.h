@@ -310,11 +310,21 @@ SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
 /* ---- Hand-off through the environment ---------------------------------------------------- */
 
 /** Set <name> to the id and <name>_SIZE to the decimal size, for processes started from now on.
- *  A name that begins with "__AFL_" takes a decimal sysv id or a posix name only, since AFL++
- *  would read any other id as somebody else's sysv segment.
+ *  A name that begins with "__AFL_" takes a decimal sysv id only, since AFL++ would read any other id as somebody
+ *  else's sysv segment. A target that was built for posix names (USEMMAP) wants shmp_env_pairs().
  *  @return 0; -SHMP_EINVAL the name is empty or has '=', or __AFL_ with such an id; -SHMP_EOS,
  *          after which <name> is not set. Since 0.1. */
 SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr);
+
+#define SHMP_POSIX_NAMES 0x1 /* env_pairs: the target was built for posix names, "__AFL_..." takes them, too */
+
+/** Get what shmp_to_env would set as text, for the envp of one new process, or for putenv().
+ *  @param flags     SHMP_POSIX_NAMES.
+ *  @param ret_id    "<name>=<id>"; ret_size: "<name>_SIZE=<size>".
+ *  @param room      bytes that each of the two has: the length of the name and 32 are enough.
+ *  @return as shmp_to_env(); -SHMP_EINVAL also if there is not that much room. Since 0.2. */
+SHMP_API int shmp_env_pairs(const shmp_shmem *shmem, const char *name, unsigned flags, char *ret_id, char *ret_size,
+                            size_t room, shmp_error *reterr);
 
 /** Attach to what <name> and <name>_SIZE say; flags as shmp_attach().
  *  @return as shmp_attach(); -SHMP_ENOENV a variable is not set; -SHMP_EINVAL the size is not a

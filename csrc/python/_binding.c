@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // shmp_error *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // shmp_error *
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
 /* 16 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // shmp_provider_options const *
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // shmp_provider_options const *
 /* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // shmp_provider * *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, shmp_error *)
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // shmp_provider *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // shmp_provider *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -633,14 +633,14 @@ static void *_cffi_types[] = {
 /* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 135), // int(*)(void *, shmp_listed const *)
-/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // void *
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // int(*)(void *, shmp_listed const *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 177), // void *
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 56 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 160), // shmp_description const *
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // shmp_description const *
 /* 58 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
 /* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
@@ -663,7 +663,7 @@ static void *_cffi_types[] = {
 /* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // shmp_limits *
+/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 171), // shmp_limits *
 /* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
@@ -681,7 +681,7 @@ static void *_cffi_types[] = {
 /* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // shmp_shmem *
+/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // shmp_shmem *
 /* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
@@ -692,66 +692,75 @@ static void *_cffi_types[] = {
 /* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, char const *, unsigned int, char *, char *, size_t, shmp_error *)
 /* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 131), // int(*)(void *, long)
-/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
-/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 117 */ _CFFI_OP(_CFFI_OP_POINTER, 160), // shmp_description *
-/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
-/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
-/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
-/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 128 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
-/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
-/* 133 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
+/* 112 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // char *
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 113),
+/* 115 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, int(*)(void *, long), void *, shmp_error *)
+/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 120 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // int(*)(void *, long)
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
+/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 126 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // shmp_description *
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
+/* 130 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 131 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
-/* 137 */ _CFFI_OP(_CFFI_OP_POINTER, 163), // shmp_listed const *
-/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
-/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
-/* 143 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
-/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // void *()(shmp_shmem const *)
-/* 148 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // void()(shmp_provider *)
-/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 154 */ _CFFI_OP(_CFFI_OP_ARRAY, 153), // char[200]
-/* 155 */ (_cffi_opcode_t)(200),
-/* 156 */ _CFFI_OP(_CFFI_OP_ARRAY, 153), // char[20]
-/* 157 */ (_cffi_opcode_t)(20),
-/* 158 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 160 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 161 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 162 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 163 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 164 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 165 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 166 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 167 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, char const * *, shmp_error *)
+/* 136 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 137 */ _CFFI_OP(_CFFI_OP_POINTER, 12), // char const * *
+/* 138 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, long)
+/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 9), // long
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
+/* 145 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
+/* 146 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // shmp_listed const *
+/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
+/* 149 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
+/* 152 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 153 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
+/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // void *()(shmp_shmem const *)
+/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // void()(shmp_provider *)
+/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 161 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 163 */ _CFFI_OP(_CFFI_OP_ARRAY, 162), // char[200]
+/* 164 */ (_cffi_opcode_t)(200),
+/* 165 */ _CFFI_OP(_CFFI_OP_ARRAY, 162), // char[20]
+/* 166 */ (_cffi_opcode_t)(20),
+/* 167 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 169 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 170 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 171 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 172 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 173 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 174 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 175 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 176 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -1132,10 +1141,10 @@ _cffi_f_shmp_available(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(128), arg1, (char **)&x1);
+      _cffi_type(137), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(128), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(137), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1558,10 +1567,10 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(117), arg1, (char **)&x1);
+      _cffi_type(126), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(117), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(126), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1588,6 +1597,104 @@ _cffi_f_shmp_describe(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_shmp_describe _cffi_d_shmp_describe
+#endif
+
+static int _cffi_d_shmp_env_pairs(shmp_shmem const * x0, char const * x1, unsigned int x2, char * x3, char * x4, size_t x5, shmp_error * x6)
+{
+  return shmp_env_pairs(x0, x1, x2, x3, x4, x5, x6);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_env_pairs(PyObject *self, PyObject *args)
+{
+  shmp_shmem const * x0;
+  char const * x1;
+  unsigned int x2;
+  char * x3;
+  char * x4;
+  size_t x5;
+  shmp_error * x6;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+
+  if (!PyArg_UnpackTuple(args, "shmp_env_pairs", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(7), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_shmem const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(7), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(12), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(12), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(113), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (char *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(113), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(113), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (char *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(113), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x5 = _cffi_to_c_int(arg5, size_t);
+  if (x5 == (size_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(13), arg6, (char **)&x6);
+  if (datasize != 0) {
+    x6 = ((size_t)datasize) <= 640 ? (shmp_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(13), arg6, (char **)&x6,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_env_pairs(x0, x1, x2, x3, x4, x5, x6); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_env_pairs _cffi_d_shmp_env_pairs
 #endif
 
 static char const * _cffi_d_shmp_error_text(int x0)
@@ -1879,10 +1986,10 @@ _cffi_f_shmp_locate(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(117), arg1, (char **)&x1);
+      _cffi_type(126), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (shmp_description *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(117), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(126), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2698,7 +2805,7 @@ _cffi_f_shmp_users(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(111));
+  x1 = (int(*)(void *, long))_cffi_to_c_pointer(arg1, _cffi_type(120));
   if (x1 == (int(*)(void *, long))NULL && PyErr_Occurred())
     return NULL;
 
@@ -2842,6 +2949,15 @@ static int _cffi_const_SHMP_OWNER(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_SHMP_POSIX_NAMES(unsigned long long *o)
+{
+  int n = (SHMP_POSIX_NAMES) <= 0;
+  *o = (unsigned long long)((SHMP_POSIX_NAMES) | 0);  /* check that SHMP_POSIX_NAMES is an integer */
+  if (!_cffi_check_int(*o, n, 1U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_READ_ONLY(unsigned long long *o)
 {
   int n = (SHMP_READ_ONLY) <= 0;
@@ -2964,42 +3080,44 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_KEEP_LEFTOVERS", (void *)_cffi_const_SHMP_KEEP_LEFTOVERS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_LINGER", (void *)_cffi_const_SHMP_LINGER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_OWNER", (void *)_cffi_const_SHMP_OWNER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "SHMP_POSIX_NAMES", (void *)_cffi_const_SHMP_POSIX_NAMES, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_READ_ONLY", (void *)_cffi_const_SHMP_READ_ONLY, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 145), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 154), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_attach },
   { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_attach_fd },
   { "shmp_attach_name", (void *)_cffi_f_shmp_attach_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_attach_name },
-  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 126), (void *)_cffi_d_shmp_available },
+  { "shmp_available", (void *)_cffi_f_shmp_available, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_shmp_available },
   { "shmp_backend", (void *)_cffi_f_shmp_backend, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_backend },
-  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 120), (void *)_cffi_d_shmp_clone },
+  { "shmp_clone", (void *)_cffi_f_shmp_clone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 129), (void *)_cffi_d_shmp_clone },
   { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_close },
   { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 147), (void *)_cffi_d_shmp_data },
-  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_shmp_describe },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 156), (void *)_cffi_d_shmp_data },
+  { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_describe },
+  { "shmp_env_pairs", (void *)_cffi_f_shmp_env_pairs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_shmp_env_pairs },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
   { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 101), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 142), (void *)_cffi_d_shmp_flags },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 151), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_list },
-  { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_shmp_locate },
+  { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_locate },
   { "shmp_open_fd", (void *)_cffi_f_shmp_open_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 34), (void *)_cffi_d_shmp_open_fd },
   { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 150), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 159), (void *)_cffi_d_shmp_provider_close },
   { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 78), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_shmp_provider_open },
   { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 90), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 139), (void *)_cffi_d_shmp_size },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 148), (void *)_cffi_d_shmp_size },
   { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 104), (void *)_cffi_d_shmp_to_env },
   { "shmp_unlink", (void *)_cffi_f_shmp_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 21), (void *)_cffi_d_shmp_unlink },
   { "shmp_unset_env", (void *)_cffi_f_shmp_unset_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_unset_env },
-  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_shmp_users },
+  { "shmp_users", (void *)_cffi_f_shmp_users, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_shmp_users },
   { "shmp_version", (void *)_cffi_f_shmp_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 9), (void *)_cffi_d_shmp_version },
 };
 
@@ -3009,7 +3127,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 156) },
+          _CFFI_OP(_CFFI_OP_NOOP, 165) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3021,19 +3139,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 154) },
+               _CFFI_OP(_CFFI_OP_NOOP, 163) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 167) },
+             _CFFI_OP(_CFFI_OP_NOOP, 176) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 167) },
+                _CFFI_OP(_CFFI_OP_NOOP, 176) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 154) },
+              _CFFI_OP(_CFFI_OP_NOOP, 163) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -3045,16 +3163,16 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 167) },
+            _CFFI_OP(_CFFI_OP_NOOP, 176) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 159) },
+              _CFFI_OP(_CFFI_OP_NOOP, 168) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 159) },
+            _CFFI_OP(_CFFI_OP_NOOP, 168) },
   { "age", offsetof(shmp_listed, age),
            sizeof(((shmp_listed *)0)->age),
-           _CFFI_OP(_CFFI_OP_NOOP, 159) },
+           _CFFI_OP(_CFFI_OP_NOOP, 168) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3066,7 +3184,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 156) },
+          _CFFI_OP(_CFFI_OP_NOOP, 165) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -3085,37 +3203,37 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 160, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 169, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 161, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 170, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 162, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 171, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 163, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 172, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 11 },
-  { "shmp_provider", 164, _CFFI_F_OPAQUE,
+  { "shmp_provider", 173, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 165, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 174, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 21, 5 },
-  { "shmp_shmem", 166, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 175, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 158, _cffi_prim_int(4, 0),
+  { "$1", 167, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 160 },
-  { "shmp_error", 161 },
-  { "shmp_limits", 162 },
-  { "shmp_listed", 163 },
-  { "shmp_provider", 164 },
-  { "shmp_provider_options", 165 },
-  { "shmp_shmem", 166 },
-  { "shmp_user_visitor", 111 },
+  { "shmp_description", 169 },
+  { "shmp_error", 170 },
+  { "shmp_limits", 171 },
+  { "shmp_listed", 172 },
+  { "shmp_provider", 173 },
+  { "shmp_provider_options", 174 },
+  { "shmp_shmem", 175 },
+  { "shmp_user_visitor", 120 },
   { "shmp_visitor", 50 },
 };
 
@@ -3126,12 +3244,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  56,  /* num_globals */
+  58,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  169,  /* num_types */
+  178,  /* num_types */
   0,  /* flags */
 };
 

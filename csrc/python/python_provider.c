@@ -2,6 +2,7 @@
 #include "python/python_types.h"
 
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 typedef struct ProviderObject {
@@ -54,6 +55,14 @@ static const char *to_text(PyObject *value, Py_ssize_t *ret_length) {
     return "\xff";
 }
 
+/* Whether it is a name that can be no id, as it is too long or not ASCII, of a provider that may take names. */
+static int is_long_name(const ProviderObject *self, const char *text, Py_ssize_t length) {
+    char id[SHMP__ID_SIZE];
+    const shmp__ops *ops = self->handle ? self->handle->ops : NULL;
+    return ops && (ops->attach_name || ops->route) && text[0] == '/' && strlen(text) == (size_t)length &&
+           shmp__copy_id(id, text, (size_t)length, NULL) < 0;
+}
+
 static int to_id(const char *method, PyObject *value, char ret_id[SHMP__ID_SIZE]) {
     shmp_error error;
     Py_ssize_t length;
@@ -68,9 +77,9 @@ static int to_id(const char *method, PyObject *value, char ret_id[SHMP__ID_SIZE]
 }
 
 /* `value`: NULL when the argument was not given. */
-static int to_flag(PyObject *value, unsigned flag, unsigned *ret_flags) {
+static int add_flag(PyObject *value, unsigned flag, unsigned *flags) {
     int truth = value ? PyObject_IsTrue(value) : 0;
-    *ret_flags = truth > 0 ? flag : 0;
+    if (truth > 0) *flags |= flag;
     return truth < 0 ? -1 : 0;
 }
 
@@ -190,36 +199,36 @@ static PyObject *make(PyObject *object, maker maker, const shmp_description *wha
 }
 
 static PyObject *new_shmem(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
-    static const char *const names[] = {"size", "reserve", "mode", NULL};
-    PyObject *values[3];
+    static const char *const names[] = {"size", "reserve", "mode", "linger", NULL};
+    PyObject *values[4];
     shmp_description what;
-    unsigned flags;
+    unsigned flags = 0;
     if (shmpy_arguments("new_shmem", names, 1, 1, arguments, count, keywords, values) < 0 ||
-        to_size("new_shmem", values[0], &what.size) < 0 || to_flag(values[1], SHMP_RESERVE, &flags) < 0 ||
-        add_mode("new_shmem", values[2], &flags) < 0)
+        to_size("new_shmem", values[0], &what.size) < 0 || add_flag(values[1], SHMP_RESERVE, &flags) < 0 ||
+        add_mode("new_shmem", values[2], &flags) < 0 || add_flag(values[3], SHMP_LINGER, &flags) < 0)
         return NULL;
     return make(self, make_unnamed, &what, flags);
 }
 
 static PyObject *new_named(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
-    static const char *const names[] = {"size", "name", "reserve", "mode", NULL};
-    PyObject *values[4];
+    static const char *const names[] = {"size", "name", "reserve", "mode", "exist_ok", "keep", "linger", NULL};
+    PyObject *values[7];
     shmp_description what;
-    unsigned flags;
+    unsigned flags = 0;
     if (shmpy_arguments("new_shmem_with_id", names, 2, 2, arguments, count, keywords, values) < 0 ||
         to_size("new_shmem_with_id", values[0], &what.size) < 0 || to_id("new_shmem_with_id", values[1], what.id) < 0 ||
-        to_flag(values[2], SHMP_RESERVE, &flags) < 0 || add_mode("new_shmem_with_id", values[3], &flags) < 0)
+        add_flag(values[2], SHMP_RESERVE, &flags) < 0 || add_mode("new_shmem_with_id", values[3], &flags) < 0 ||
+        add_flag(values[4], SHMP_EXIST_OK, &flags) < 0 || add_flag(values[5], SHMP_KEEP, &flags) < 0 ||
+        add_flag(values[6], SHMP_LINGER, &flags) < 0)
         return NULL;
     return make(self, make_named, &what, flags);
 }
 
 /* Of read_only and any_user. */
 static int to_attach_flags(PyObject *const values[2], unsigned *ret_flags) {
-    unsigned any_user;
-    if (to_flag(values[0], SHMP_READ_ONLY, ret_flags) < 0 || to_flag(values[1], SHMP_ANY_USER, &any_user) < 0)
-        return -1;
-    *ret_flags |= any_user;
-    return 0;
+    *ret_flags = 0;
+    if (add_flag(values[0], SHMP_READ_ONLY, ret_flags) < 0) return -1;
+    return add_flag(values[1], SHMP_ANY_USER, ret_flags);
 }
 
 static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
@@ -235,16 +244,47 @@ static PyObject *from_id_and_size(PyObject *self, PyObject *const *arguments, Py
     return make(self, shmp_attach, &what, flags);
 }
 
+static PyObject *attach_name(PyObject *object, const char *name, unsigned flags) {
+    ProviderObject *self = (ProviderObject *)object;
+    shmp_shmem *handle;
+    shmp_error error;
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_attach_name(self->handle, name, 0, flags, &handle, &error);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
+}
+
 /* To all that a segment has. */
-static PyObject *attach(PyObject *self, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
+static PyObject *attach(PyObject *object, PyObject *const *arguments, Py_ssize_t count, PyObject *keywords) {
     static const char *const names[] = {"id", "read_only", "any_user", NULL};
     PyObject *values[3];
     shmp_description what = {.size = 0};
     unsigned flags;
+    Py_ssize_t length;
     if (shmpy_arguments("attach", names, 1, 1, arguments, count, keywords, values) < 0 ||
-        to_id("attach", values[0], what.id) < 0 || to_attach_flags(values + 1, &flags) < 0)
+        to_attach_flags(values + 1, &flags) < 0)
         return NULL;
-    return make(self, shmp_attach, &what, flags | SHMP_WHOLE);
+    flags |= SHMP_WHOLE;
+    const char *text = PyUnicode_Check(values[0]) ? to_text(values[0], &length) : NULL;
+    if (text && is_long_name((ProviderObject *)object, text, length)) return attach_name(object, text, flags);
+    return to_id("attach", values[0], what.id) < 0 ? NULL : make(object, shmp_attach, &what, flags);
+}
+
+/* Removes a name, whoever has it. */
+static PyObject *unlink_name(PyObject *self, PyObject *name) {
+    const char *text;
+    Py_ssize_t length;
+    shmp_error error;
+    int result;
+    if (!PyUnicode_Check(name)) return PyErr_Format(PyExc_TypeError, "unlink: name %R: a name is a str", name);
+    text = to_text(name, &length);
+    if (strlen(text) != (size_t)length) text = ""; /* one with a NUL, which names nothing */
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_unlink(((ProviderObject *)self)->handle, text, &error);
+    Py_END_ALLOW_THREADS
+    if (result < 0) return shmpy_raise(&error);
+    Py_RETURN_NONE;
 }
 
 /* With the GIL: a handle that shares takes no call of the system, and a child that is forked has it whole or not. */
@@ -319,17 +359,29 @@ static PyObject *limits(PyObject *self, PyObject *unused) {
     return Py_BuildValue("KKs", limits.bytes, limits.segments, limits.advice);
 }
 
-static int collect_segment(void *segments, const shmp_listed *segment) { return shmpy_collect(segments, segment); }
+/* What was visited; its text is valid during the visit only. */
+typedef struct listed {
+    shmp_listed segment;
+    char command[24]; /* as long as the system keeps it */
+} listed;
 
-static PyObject *to_tuple(const void *item) {
-    const shmp_listed *segment = item;
-    return Py_BuildValue("sKLLO", segment->id, segment->size, segment->holder, segment->user,
-                         segment->is_alive ? Py_True : Py_False);
+static int collect_segment(void *segments, const shmp_listed *segment) {
+    listed item = {.segment = *segment};
+    snprintf(item.command, sizeof item.command, "%s", segment->command);
+    return shmpy_collect(segments, &item);
 }
 
-/* Gives a list of (id, size, holder, user, is_alive). */
+static PyObject *to_tuple(const void *item) {
+    const listed *found = item;
+    const shmp_listed *segment = &found->segment;
+    return Py_BuildValue("sKLLOsLOO", segment->id, segment->size, segment->holder, segment->user,
+                         segment->is_alive ? Py_True : Py_False, found->command, segment->age,
+                         segment->is_kept ? Py_True : Py_False, segment->is_ours ? Py_True : Py_False);
+}
+
+/* Gives a list of (id, size, holder, user, is_alive, command, age, is_kept, is_ours). */
 static PyObject *list(PyObject *self, PyObject *unused) {
-    shmpy_collection segments = {.item_size = sizeof(shmp_listed)};
+    shmpy_collection segments = {.item_size = sizeof(listed)};
     shmp_error error;
     int result;
     (void)unused;
@@ -341,11 +393,11 @@ static PyObject *list(PyObject *self, PyObject *unused) {
 
 /* The same of what was removed, or with dry_run would be. */
 static PyObject *reap(PyObject *self, PyObject *dry_run) {
-    shmpy_collection segments = {.item_size = sizeof(shmp_listed)};
+    shmpy_collection segments = {.item_size = sizeof(listed)};
     shmp_error error;
-    unsigned flags;
+    unsigned flags = 0;
     int result;
-    if (to_flag(dry_run, SHMP_DRY_RUN, &flags) < 0) return NULL;
+    if (add_flag(dry_run, SHMP_DRY_RUN, &flags) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     result = shmp_reap(((ProviderObject *)self)->handle, flags, collect_segment, &segments, &error);
     Py_END_ALLOW_THREADS
@@ -390,22 +442,27 @@ static PyObject *class_getitem(PyObject *type, PyObject *unused) {
 
 static PyMethodDef methods[] = {
     {"new_shmem", METHOD(new_shmem), METH_FASTCALL | METH_KEYWORDS,
-     "new_shmem($self, size, *, reserve=False, mode=None)\n--\n\nCreate a segment of `size` bytes, all zero.\n\n"
+     "new_shmem($self, size, *, reserve=False, mode=None, linger=False)\n--\n\nCreate a segment of `size` bytes, all "
+     "zero.\n\n"
      "reserve=True takes all of its memory now, as dear as touching every page, and promises that\ntouching it later "
      "is never a SIGBUS. mode=0o660 and the like (posix, sysv) let other users attach,\nwho say any_user=True; without "
-     "it the segment is this user's alone.\n\nio.UnsupportedOperation: the mechanism has no such thing. ValueError: "
+     "it the segment is this user's alone. linger=True (posix, sysv): if its\ncreator is killed before anybody "
+     "attached, it stays for a minute to be attached to.\n\nio.UnsupportedOperation: the mechanism has no such thing. "
+     "ValueError: "
      "size 0 or less, a mode\nbeyond 0o777. OverflowError: beyond the address space. OSError: a call of the system "
      "failed."},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"attach", METHOD(attach), METH_FASTCALL | METH_KEYWORDS,
      "attach($self, id, *, read_only=False, any_user=False)\n--\n\nAttach to all bytes of a segment whose size is not "
-     "known.\n\nArguments and errors are those of shmem_from_id_and_size."},
+     "known.\n\nA posix name may be of any length that the system takes, such as another library's.\nArguments and "
+     "errors are those of shmem_from_id_and_size."},
     {"shmem_from_id_and_size", METHOD(from_id_and_size), METH_FASTCALL | METH_KEYWORDS,
      "shmem_from_id_and_size($self, id, size, *, read_only=False, any_user=False)\n--\n\nAttach to a segment and map "
      "`size` bytes of it: no more than it has.\n\nread_only=True protects from mistakes, not from an enemy, who could "
      "reopen it. any_user=True takes\none that is neither this user's nor root's, who can change and truncate it.\n\n"
      "InvalidIdError: garbage, or no shared memory. FileNotFoundError: it is gone. SizeMismatchError: it\nis smaller. "
      "PermissionError: it is another user's."},
+    {"_unlink", unlink_name, METH_O, NULL},
     {"clone_ref", clone_ref, METH_O,
      "clone_ref($self, shm, /)\n--\n\nMake another handle on a segment, read-only if that one is.\n\nIt shares memory, "
      "descriptor and id, which stay until the last of them is closed. It is never the\nowner. ValueError: `shm` is "

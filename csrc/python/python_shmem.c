@@ -209,7 +209,8 @@ static PyObject *shmem_close(PyObject *object, PyObject *unused) {
     if (views_of(state))
         return PyErr_Format(PyExc_BufferError,
                             "close: %u views of this segment are alive (memoryview, NumPy, ctypes): release them "
-                            "first, or leave a with block, which closes all the same",
+                            "first, or leave a with block, which closes all the same. In Jupyter and at a prompt Out, "
+                            "_ and the last traceback keep some",
                             views_of(state));
     shmp_error error;
     if (!(state & PINS) && release(self, &error) < 0) return shmpy_raise(&error);
@@ -269,6 +270,48 @@ static PyObject *shmem_item(PyObject *object, Py_ssize_t index) {
     int value = is_inside(self, index) ? self->data[index] : -1;
     end(self, PIN);
     return value < 0 ? NULL : PyLong_FromLong(value);
+}
+
+/* Whether the bytes are there, one after the other. Most places are ruled out by their first and last byte. */
+static int find(const unsigned char *in, size_t size, const unsigned char *what, size_t length) {
+    if (length == 0) return 1;
+    while (size >= length) {
+        const unsigned char *at = memchr(in, what[0], size - length + 1);
+        if (!at) return 0;
+        if (at[length - 1] == what[length - 1] && memcmp(at, what, length) == 0) return 1;
+        size -= (size_t)(at - in) + 1;
+        in = at + 1;
+    }
+    return 0;
+}
+
+/* As for bytes: of a number, whether it is one of the bytes; else whether the bytes of a buffer are there. */
+static int shmem_contains(PyObject *object, PyObject *what) {
+    ShMemObject *self = (ShMemObject *)object;
+    Py_buffer buffer = {.obj = NULL};
+    unsigned char byte;
+    int result = -1;
+    if (PyIndex_Check(what)) {
+        Py_ssize_t number = PyNumber_AsSsize_t(what, NULL);
+        if (number == -1 && PyErr_Occurred()) return -1;
+        if (number < 0 || number > 255) {
+            PyErr_SetString(PyExc_ValueError, "a ShMem has bytes: an int from 0 to 255, or a bytes-like object");
+            return -1;
+        }
+        byte = (unsigned char)number;
+        buffer.buf = &byte;
+        buffer.len = 1;
+    } else if (PyObject_GetBuffer(what, &buffer, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    if (begin(self, PIN) == 0) {
+        Py_BEGIN_ALLOW_THREADS
+        result = find(self->data, (size_t)self->size, buffer.buf, (size_t)buffer.len);
+        Py_END_ALLOW_THREADS
+        end(self, PIN);
+    }
+    if (buffer.obj) PyBuffer_Release(&buffer);
+    return result;
 }
 
 static int wrong_key(PyObject *key) {
@@ -428,10 +471,10 @@ static PyObject *env_description(PyObject *object, PyObject *arguments) {
     const char *name;
     shmp_description description;
     shmp_error error;
-    int result;
-    if (!PyArg_ParseTuple(arguments, "s", &name) || begin(self, PIN) < 0) return NULL;
+    int posix_names = 0, result;
+    if (!PyArg_ParseTuple(arguments, "s|p", &name, &posix_names) || begin(self, PIN) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = shmp__env_description(self->handle, name, &description, &error);
+    result = shmp__env_description(self->handle, name, posix_names ? SHMP_POSIX_NAMES : 0, &description, &error);
     Py_END_ALLOW_THREADS
     end(self, PIN);
     if (result < 0) return shmpy_raise(&error);
@@ -613,6 +656,7 @@ static PyType_Slot slots[] = {
     {Py_mp_ass_subscript, (void *)shmem_ass_subscript},
     {Py_sq_length, (void *)shmem_length},
     {Py_sq_item, (void *)shmem_item},
+    {Py_sq_contains, (void *)shmem_contains},
     {0, NULL},
 };
 

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Self
 
+    from typing_extensions import Buffer
+
 
 class ShMemProvider(_binding.Provider[ShMem]):
     """A way to get shared memory. Open one of its subclasses, or call `open_provider`.
 
     May be used from any thread, at the same time. Segments outlive their provider.
 
-    All of ``new_shmem(size, *, reserve=False, mode=None)``, ``shmem_from_id_and_size(id, size, *,
+    All of ``new_shmem(size, *, reserve=False, mode=None, linger=False)``, ``shmem_from_id_and_size(id, size, *,
     read_only=False, any_user=False)`` and what is built on them raise `TypeError` for a size that is
     no int (a bool is none), `ValueError` for 0 and less, `OverflowError` beyond the address space,
     and `OSError` when a call of the system fails. Attaching, to which ``attach(id)`` belongs, raises
@@ -53,10 +55,26 @@ class ShMemProvider(_binding.Provider[ShMem]):
         """
         return self._from_env(name, os.environ.get(name), os.environ.get(name + "_SIZE"), read_only, any_user)
 
-    def new_on_shmem(self, value: Any) -> ShMem:
-        """Create a segment that holds a copy of a ctypes instance."""
-        shm = self.new_shmem(size_of_ctype("new_on_shmem", type(value)))
-        shm[:] = value
+    def new_on_shmem(self, value: Buffer) -> ShMem:
+        """Create a segment that holds a copy of a buffer's bytes: of ``bytes``, an array, a ctypes instance, ...
+
+        The buffer may be read-only. One that is not contiguous is copied in the order of its items.
+
+        Raises:
+            TypeError: `value` is no buffer, or holds references to Python objects.
+            ValueError: it has no bytes.
+
+        """
+        try:
+            view = memoryview(value)
+        except TypeError:
+            raise TypeError(f"new_on_shmem: {type(value).__name__} is no buffer: give bytes or the like") from None
+        with view:
+            if "O" in "".join(view.format.split(":")[::2]):  # between colons are names of fields
+                raise TypeError("new_on_shmem: references to Python objects mean nothing to another process")
+            data = view if view.c_contiguous else view.tobytes()
+            shm = self.new_shmem(view.nbytes)
+            shm[:] = data
         return shm
 
     def uninit_on_shmem(self, ctype: type[Any]) -> ShMem:
@@ -131,25 +149,53 @@ class MmapShMemProvider(ShMemProvider):
         """Raise `ProviderUnavailableError` where there is no shm_open."""
         return super().__new__(cls, "posix", lib.SHMP_FD_IDS if fd_ids else 0)
 
-    def new_shmem_with_id(self, size: int, name: str, *, reserve: bool = False, mode: int | None = None) -> ShMem:
+    def new_shmem_with_id(
+        self,
+        size: int,
+        name: str,
+        *,
+        reserve: bool = False,
+        mode: int | None = None,
+        exist_ok: bool = False,
+        keep: bool = False,
+        linger: bool = False,
+    ) -> ShMem:
         """Create a segment under a name: ``/`` and up to 18 characters without another ``/``.
 
-        Names that begin with ``/shmp_`` are the library's own. The owner's `close` unlinks it;
-        when the owner is killed, it stays until you remove it.
+        Names that begin with ``/shmp_`` are the library's own. Others see it with its size, mode and memory or
+        not at all. The owner's `close` unlinks it; when the owner is killed, it stays until `unlink`, or until
+        somebody says ``exist_ok=True``.
 
         Args:
             size: bytes.
             name: the name, which is the id.
             reserve: as `new_shmem`.
             mode: who may open it, such as ``0o660``, whatever the umask; others say ``any_user=True``.
+            exist_ok: attach to it if it is there, whoever is first: `ShMem.is_owner` tells who made it. What a
+                killed owner left and nobody uses is made anew, unless it is kept.
+            keep: it outlives its creator, however that ends, until `unlink`.
+            linger: as `new_shmem`.
 
         Raises:
             FileExistsError: the name is taken.
-            InvalidIdError: it cannot be a name.
+            InvalidIdError: it cannot be a name, or ``exist_ok`` finds something else there.
+            SizeMismatchError: ``exist_ok`` finds it with another size.
+            PermissionError: ``exist_ok`` finds another user's.
             ValueError: a size below 1, or a mode beyond ``0o777``.
 
         """
-        return self._new_named(size, name, reserve=reserve, mode=mode)
+        return self._new_named(size, name, reserve=reserve, mode=mode, exist_ok=exist_ok, keep=keep, linger=linger)
+
+    def unlink(self, name: str) -> None:
+        """Remove a name of any length, whoever made it, also while it is used: who is attached keeps the memory.
+
+        Raises:
+            FileNotFoundError: there is no such name.
+            InvalidIdError: it cannot be one, or is no shared memory.
+            PermissionError: it is another user's.
+
+        """
+        self._unlink(name)
 
 
 class UnixShMemProvider(ShMemProvider):

@@ -56,19 +56,31 @@ class ShMem(_binding.ShMem):
         id, size = self._describe()
         return ShMemDescription(size, id)
 
-    def write_to_env(self, name: str) -> None:
-        """Set ``os.environ[name]`` to the id and ``os.environ[name + "_SIZE"]`` to the decimal size.
+    def env(self, name: str, *, posix_names: bool = False) -> dict[str, str]:
+        """Give ``{name: id, name + "_SIZE": size}``, for ``subprocess.run(..., env=os.environ | shm.env(name))``.
 
-        Processes started from now on can call `ShMemProvider.existing_from_env`. A name that
-        begins with ``__AFL_`` takes sysv ids and posix names only: AFL++ misreads any other.
+        The process that is started calls `ShMemProvider.existing_from_env`. A name that begins with
+        ``__AFL_`` takes sysv ids only: AFL++ misreads any other.
+
+        Args:
+            name: the variable's.
+            posix_names: the AFL++ target was built for posix names (``USEMMAP``), and takes one.
 
         Raises:
             ValueError: the name cannot be a variable's, or AFL++ could not read the id.
 
         """
-        id, size = self._env_description(name)
-        os.environ[name] = id
-        os.environ[name + "_SIZE"] = str(size)
+        id, size = self._env_description(name, posix_names)
+        return {name: id, name + "_SIZE": str(size)}
+
+    def write_to_env(self, name: str, *, posix_names: bool = False) -> None:
+        """Set in ``os.environ`` what `env` gives, for all processes that are started from now on.
+
+        Raises:
+            ValueError: the name cannot be a variable's, or AFL++ could not read the id.
+
+        """
+        os.environ.update(self.env(name, posix_names=posix_names))
 
     def as_ptr_of(self, ctype: type[T]) -> T | None:
         """Give an instance of a ctypes type that lies in this memory, at its start.

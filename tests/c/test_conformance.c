@@ -1167,13 +1167,40 @@ static void test_environment_names(test_context *context) {
     closed(owner);
 }
 
-static int is_shareable_with_afl(const shmp_description *description, const capabilities *can) {
-    return can->is_read_by_afl && (description->id[0] == '/' || strcmp(can->name, "sysv") == 0);
+static int is_shareable_with_afl(const capabilities *can) {
+    return can->is_read_by_afl && strcmp(can->name, "sysv") == 0;
+}
+
+/* With SHMP_POSIX_NAMES also a posix name. */
+static void check_pairs_for_afl(const shmp_shmem *shmem, int allowed) {
+    enum { ROOM = sizeof "__AFL_SHM_ID" - 1 + 32 };
+    char id[ROOM] = "before", size[ROOM] = "before", expected[2 * ROOM];
+    shmp_error error;
+    int is_name = described(shmem).id[0] == '/';
+    if (!allowed) {
+        CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "__AFL_SHM_ID", 0, id, size, ROOM);
+        if (!is_name)
+            CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "__AFL_SHM_ID", SHMP_POSIX_NAMES, id, size, ROOM);
+        CHECK_TEXT(id, "before");
+        CHECK_TEXT(size, "before");
+    }
+    if (!allowed && !is_name) return;
+    CHECK(SUCCEEDS(shmp_env_pairs, shmem, "__AFL_SHM_ID", SHMP_POSIX_NAMES, id, size, ROOM));
+    snprintf(expected, sizeof expected, "__AFL_SHM_ID=%s", described(shmem).id);
+    CHECK_TEXT(id, expected);
+    snprintf(expected, sizeof expected, "__AFL_SHM_ID_SIZE=%zu", shmp_size(shmem));
+    CHECK_TEXT(size, expected);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 2, id, size, ROOM);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 0, id, size, 20);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "A=B", 0, id, size, ROOM);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 0, NULL, size, ROOM);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, NULL, "X", 0, id, size, ROOM);
 }
 
 static void check_given_to_afl(const shmp_shmem *shmem, int allowed) {
     static const char name[] = "__AFL_SHM_ID", name_of_size[] = "__AFL_SHM_ID_SIZE";
     shmp_error error;
+    check_pairs_for_afl(shmem, allowed);
     setenv(name, "before", 1);
     setenv(name_of_size, "before", 1);
     if (allowed) {
@@ -1194,8 +1221,7 @@ static void check_given_to_afl(const shmp_shmem *shmem, int allowed) {
 static void test_environment_of_afl(test_context *context) {
     shmp_shmem *owner = created(context, SMALL, 0);
     REQUIRE(owner);
-    shmp_description description = described(owner);
-    check_given_to_afl(owner, is_shareable_with_afl(&description, context->can));
+    check_given_to_afl(owner, is_shareable_with_afl(context->can));
     closed(owner);
     if (!context->can->is_file || context->is_std) return;
     shmp_provider *provider = opened(context->label, SHMP_FD_IDS);

@@ -198,6 +198,23 @@ def test_hand_off_through_the_environment(
         sharing.existing_from_env(variable)
 
 
+def test_the_environment_of_one_process(sharing: ShMemProvider, variable: str, run_python: Callable[..., str]) -> None:
+    code = (
+        "import os, sys; from shmem_providers import *\n"
+        "with StdShMemProvider().existing_from_env(sys.argv[1]) as shm: print(len(shm), shm[4999])\n"
+    )
+    with sharing.new_shmem(5000) as shm:
+        shm[4999] = 9
+        given = shm.env(variable)
+        assert given == {variable: shm.id, variable + "_SIZE": "5000"}
+        assert {type(text) for text in given.values()} == {str}
+        assert variable not in os.environ
+        assert run_python(code, variable, env=given) == "5000 9\n"
+        for wrong in ("", "A=B", "A\0B"):
+            with pytest.raises(ValueError, match=r"."):
+                shm.env(wrong)
+
+
 def test_a_missing_variable_is_named(provider: ShMemProvider, variable: str) -> None:
     with pytest.raises(KeyError) as missing_id:
         provider.existing_from_env(variable)
@@ -284,12 +301,19 @@ def test_afl_gets_only_ids_that_it_reads_right(
     monkeypatch.setenv(name, "before")
     monkeypatch.setenv(name + "_SIZE", "before")
     with provider.new_shmem(65536) as shm:
+        if provider.name == "posix":  # a target that was not built for them takes 0, somebody's segment
+            for refused in (shm.write_to_env, shm.env):
+                with pytest.raises(ValueError, match="posix_names=True"):
+                    refused(name)
+            assert (os.environ[name], os.environ[name + "_SIZE"]) == ("before", "before")
         if provider.name in ("sysv", "posix"):
-            shm.write_to_env(name)
+            assert shm.env(name, posix_names=True) == {name: shm.id.as_str(), name + "_SIZE": "65536"}
+            shm.write_to_env(name, posix_names=provider.name == "posix")
             assert (os.environ[name], os.environ[name + "_SIZE"]) == (shm.id.as_str(), "65536")
             return
-        with pytest.raises(ValueError, match="AFL"):
-            shm.write_to_env(name)
+        for posix_names in (False, True):
+            with pytest.raises(ValueError, match="AFL"):
+                shm.write_to_env(name, posix_names=posix_names)
         assert (os.environ[name], os.environ[name + "_SIZE"]) == ("before", "before")
         monkeypatch.setenv(name.lower(), "")
         monkeypatch.setenv(name.lower() + "_SIZE", "")
@@ -300,8 +324,9 @@ def test_afl_gets_only_ids_that_it_reads_right(
 def test_afl_gets_no_descriptor_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("__AFL_SHM_ID", "before")
     for provider in (MemfdShMemProvider(fd_ids=True), MmapShMemProvider(fd_ids=True)):
-        with provider.new_shmem(10) as shm, pytest.raises(ValueError, match="AFL"):
-            shm.write_to_env("__AFL_SHM_ID")
+        for posix_names in (False, True):
+            with provider.new_shmem(10) as shm, pytest.raises(ValueError, match="AFL"):
+                shm.write_to_env("__AFL_SHM_ID", posix_names=posix_names)
     assert os.environ["__AFL_SHM_ID"] == "before"
 
 
@@ -581,7 +606,7 @@ def permissions_of(shm: ShMem) -> int:
     """Give what the segment's permissions are once its id was asked for."""
     id = shm.id
     if shm.provider_name == "posix":
-        return stat.S_IMODE(os.fstat(shm.fileno()).st_mode)
+        return os.fstat(shm.fileno()).st_mode & 0o777  # the others are the library's marks
     titles, *rows = map(str.split, Path("/proc/sysvipc/shm").read_text().splitlines())
     (perms,) = (row[titles.index("perms")] for row in rows if row[titles.index("shmid")] == id)
     return int(perms, 8) & 0o777
@@ -679,6 +704,96 @@ def test_a_name_that_cannot_be() -> None:
     assert raised == dict.fromkeys(BAD_NAMES, InvalidIdError)
 
 
+@pytest.mark.needs("posix", "linux")
+def test_make_or_attach(name: str, peer: Any) -> None:
+    provider = MmapShMemProvider()
+    with provider.new_shmem_with_id(5000, name, exist_ok=True) as shm:
+        peer("shm = open_provider('posix').new_shmem_with_id(5000, name, exist_ok=True)", name=name)
+        assert peer("shm.is_owner, shm.id.as_str(), len(shm)") == (False, name, 5000)
+        peer("shm[4999] = 5")
+        assert (shm.is_owner, shm[4999]) == (True, 5)
+        for size in (4999, 5001):
+            with pytest.raises(SizeMismatchError, match="5000"):
+                provider.new_shmem_with_id(size, name, exist_ok=True)
+        with pytest.raises(FileExistsError):
+            provider.new_shmem_with_id(5000, name, exist_ok=False)
+        peer("shm.close()")
+        assert name_of(shm).exists()
+    assert not Path("/dev/shm" + name).exists()
+
+
+@pytest.mark.needs("posix", "linux")
+def test_a_leftover_is_made_anew_and_a_kept_one_stays(name: str, start_peer: Callable[[], Any]) -> None:
+    provider = MmapShMemProvider()
+    for keep in (False, True):
+        owner = start_peer()
+        owner("shm = open_provider('posix').new_shmem_with_id(10, name, keep=keep)", name=name, keep=keep)
+        owner("shm.__setitem__(0, 7)")
+        owner.kill()
+        with pytest.raises(FileExistsError):
+            provider.new_shmem_with_id(10, name)
+        with provider.new_shmem_with_id(10, name, exist_ok=True) as shm:
+            assert (shm.is_owner, shm[0]) == ((False, 7) if keep else (True, 0))
+        assert Path("/dev/shm" + name).exists() == keep
+    provider.new_shmem_with_id(10, name, exist_ok=True, keep=True).close()
+    assert Path("/dev/shm" + name).exists()
+    provider.unlink(name)
+    with pytest.raises(FileNotFoundError, match=name):
+        provider.unlink(name)
+
+
+@pytest.mark.needs("posix", "linux")
+def test_what_else_has_the_name(name: str) -> None:
+    """It is refused, and stays."""
+    provider, path = MmapShMemProvider(), Path("/dev/shm" + name)
+    path.mkdir()
+    try:
+        for call in (
+            lambda: provider.new_shmem_with_id(10, name, exist_ok=True),
+            lambda: provider.unlink(name),
+            lambda: provider.attach(name),
+        ):
+            assert type(refusal(call)) is InvalidIdError
+    finally:
+        path.rmdir()
+    for bad in BAD_NAMES[:-2]:
+        expected = (InvalidIdError, FileNotFoundError)
+        assert type(refusal(lambda: provider.unlink(bad))) in expected, bad  # noqa: B023
+    for wrong in (None, 5, b"/x", Path("/x")):
+        assert type(refusal(lambda: provider.unlink(wrong))) is TypeError  # type: ignore[arg-type] # noqa: B023
+
+
+@pytest.mark.needs("posix", "linux")
+@pytest.mark.parametrize("suffix", ["", "_" + "n" * 200, "_größe"])
+def test_names_of_any_length_are_attached_to(suffix: str) -> None:
+    """Another library's: an id is at most 19 characters of ASCII, a name is not."""
+    name = f"/psm_{os.getpid()}{suffix}"
+    path = Path("/dev/shm" + name)
+    path.write_bytes(b"their data")
+    try:
+        for provider in (MmapShMemProvider(), open_provider("std")):
+            with provider.attach(name) as shm, provider.attach(name, read_only=True) as reader:
+                assert (shm[:], shm.is_owner, reader.readonly) == (b"their data", False, True)
+                assert (shm.id == name) == (not suffix)
+                shm[0] = ord("T")
+            assert path.read_bytes() == b"Their data"
+            path.write_bytes(b"their data")
+            for gone in (name + "x", "/" + "n" * 300, name + "\0", name + "/x"):
+                assert type(refusal(lambda: provider.attach(gone))) in (FileNotFoundError, InvalidIdError)  # noqa: B023
+        MmapShMemProvider().unlink(name)
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_only_some_can_linger(provider: ShMemProvider, can: Can) -> None:
+    if can(provider, "linger"):
+        provider.new_shmem(10, linger=True).close()
+        return
+    with pytest.raises(io.UnsupportedOperation, match=rf"{provider.name} .*posix and sysv can linger"):
+        provider.new_shmem(10, linger=True)
+
+
 @pytest.mark.needs("posix")
 def test_the_longest_name() -> None:
     name = f"/{os.getpid():x<18}"
@@ -691,6 +806,9 @@ def test_only_posix_has_names(provider: ShMemProvider, can: Can) -> None:
     if not can(provider, "named"):
         with pytest.raises(io.UnsupportedOperation, match=provider.name):
             provider._new_named(10, "/shmptest")
+        for asked in ({"exist_ok": True}, {"keep": True}, {"linger": True}):
+            with pytest.raises(io.UnsupportedOperation, match=f"{provider.name} has no names"):
+                provider._new_named(10, "/shmptest", **asked)
 
 
 @pytest.mark.needs("memfd")

@@ -66,6 +66,10 @@ class Header(ctypes.Structure):
     _fields_ = [("magic", ctypes.c_uint32), ("values", ctypes.c_uint16 * 3), ("tail", ctypes.c_double)]
 
 
+class FieldO(ctypes.Structure):
+    _fields_ = [("O", ctypes.c_uint32)]
+
+
 # ---- size and first contents
 
 
@@ -358,12 +362,69 @@ def test_new_on_shmem_copies_and_uninit_is_blank(provider: ShMemProvider) -> Non
         gc.collect()
 
 
+def test_new_on_shmem_takes_any_buffer(provider: ShMemProvider) -> None:
+    data = bytes(range(256)) * 40
+    buffers: dict[str, tuple[Any, bytes]] = {
+        "bytes": (data, data),
+        "bytearray": (bytearray(data), data),
+        "read-only view": (memoryview(data), data),
+        "array": (array.array("d", [0.5, -1]), array.array("d", [0.5, -1]).tobytes()),
+        "of two dimensions": (memoryview(data).cast("B", (40, 256)), data),
+        "not contiguous": (memoryview(data)[::-3], data[::-3]),
+        "of no dimension": (ctypes.c_uint32(7), bytes(ctypes.c_uint32(7))),
+        "with a field that is called O": (FieldO(1), bytes(FieldO(1))),
+    }
+    for what, (value, expected) in buffers.items():
+        with provider.new_on_shmem(value) as shm:
+            assert (shm[:], shm.is_owner) == (expected, True), what
+    with provider.new_on_shmem(data) as first, provider.new_on_shmem(first) as second:
+        first[0] = 77
+        assert second[:] == data
+    with pytest.raises(TypeError, match="Python objects"):
+        provider.new_on_shmem(ctypes.py_object(data))
+    with pytest.raises(ValueError, match="at least 1 byte"):
+        provider.new_on_shmem(b"")
+
+
+def test_new_on_shmem_of_numpy(provider: ShMemProvider, numpy: Any) -> None:
+    table = numpy.arange(12, dtype="f4").reshape(3, 4)
+    for value in (table, table.T, table[:, ::2], numpy.asfortranarray(table), numpy.float64(3)):
+        with provider.new_on_shmem(value) as shm:
+            assert shm[:] == value.tobytes()
+    for value in (numpy.array([object()]), numpy.zeros(2, [("a", "i4"), ("b", "O")])):
+        with pytest.raises(TypeError, match="Python objects"):
+            provider.new_on_shmem(value)
+
+
+def test_what_is_in_a_segment(provider: ShMemProvider) -> None:
+    """As of bytes."""
+    text = b"hello, wor\0ld" + b"ab" * 3000 + b"abc!"
+    with provider.new_on_shmem(text) as shm:
+        for what in (b"hello", b"", b"\0ld", b"ababc!", b"!", text, bytearray(b"bc"), memoryview(b"o-l")[::2], 0, 33):
+            if isinstance(what, memoryview):
+                with pytest.raises(BufferError):
+                    assert what in shm  # as for bytes
+            else:
+                assert what in shm, what
+        for what in (b"help", b"c!!", text + b"x", b"bb", 255, b"ac", b"abc" * 5000):
+            assert what not in shm, what
+        wrong: Any
+        for wrong, error in (("hello", TypeError), (None, TypeError), (1.5, TypeError), (256, ValueError)):
+            with pytest.raises(error):
+                assert wrong in shm
+        with pytest.raises(ValueError, match="255"):
+            assert -1 in shm
+        assert shm in shm
+    with pytest.raises(ValueError, match="closed"):
+        assert b"hello" in shm
+
+
 def test_only_ctypes_types_are_types(provider: ShMemProvider) -> None:
     results = {}
     with provider.new_shmem(4096) as large, provider.new_shmem(1) as small:
         for wrong in (int, "Header", 4, None, b"x", Header(), ctypes.c_int(1)):
             calls: list[Callable[[Any], Any]] = [large.as_ptr_of, small.as_ptr_of, provider.uninit_on_shmem]
-            if not isinstance(wrong, (ctypes.Structure, ctypes.c_int)):
+            if not isinstance(wrong, (ctypes.Structure, ctypes.c_int, bytes)):
                 calls.append(provider.new_on_shmem)
             for call in calls:
                 result = outcome(lambda: call(wrong))  # noqa: B023
@@ -382,6 +443,7 @@ USES: dict[str, Callable[[Any], object]] = {
     "is_owner": lambda shm: shm.is_owner,
     "fileno": lambda shm: shm.fileno(),
     "persist": lambda shm: shm.persist(),
+    "env": lambda shm: shm.env("SHMP_TEST_CLOSED"),
     "write_to_env": lambda shm: shm.write_to_env("SHMP_TEST_CLOSED"),
     "as_ptr_of": lambda shm: shm.as_ptr_of(Header),
     "as_ptr_of (small)": lambda shm: shm.as_ptr_of(ctypes.c_uint8),
