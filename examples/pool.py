@@ -1,6 +1,6 @@
 """Give 1 GB to four workers and get results as large back, with no copy: pass the ShMem, not the array.
 
-    pip install numpy; python examples/pool.py [MEGABYTES]
+It needs NumPy: ``python examples/pool.py [MEGABYTES]``.
 """
 
 import multiprocessing

@@ -53,8 +53,8 @@ _NUMPY = "NumPy has no wheel that works here"
 _ADVICE = "qemu follows no advice: to wipe a page on fork, to reserve System V memory"
 _ITS_OWN = "qemu has threads, memory and mappings of its own"
 LACKS = {
-    "compiler": {"tests/consumers/": _COMPILER, "tests/test_embed.py": _COMPILER, "::test_examples": _COMPILER},
-    "numpy": {"numpy": _NUMPY, "::test_the_readme_example": _NUMPY},
+    "compiler": {"tests/consumers/": _COMPILER, "tests/test_embed.py": _COMPILER, "tests/test_readme.py": _COMPILER},
+    "numpy": {"numpy": _NUMPY},
     "cpu": {  # qemu-user emulates one, and does the calls of the system as it thinks best
         "::test_a_forked_child_with_its_parents_pid_is_no_owner": _ADVICE,
         "::test_a_name_without_size_goes_by_reap_when_old": _COMPILER,

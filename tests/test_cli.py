@@ -80,26 +80,3 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     result = run(sys.executable, "-c", code)
     assert result.returncode == 1
     assert result.stderr == "shmem-providers: needs typer: pip install 'shmem_providers[cli]'\n"
-
-
-@pytest.mark.needs("unix")
-def test_examples(tmp_path: Path) -> None:
-    """The commands of README.md."""
-    commands = re.search(r"```console\n(\$ cc .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert commands
-    compile_, host, *shown = commands[1].splitlines()
-    target = str(tmp_path / "target")
-    compile_ = compile_.removeprefix("$ ").replace("/tmp/target", target).replace(".venv/bin/python", sys.executable)
-    built = run("sh", "-c", compile_, cwd=ROOT)
-    assert (built.returncode, built.stderr) == (0, "")
-    arguments = host.partition("bin/python ")[2].replace("/tmp/target", target).split()
-    result = run(sys.executable, "-P", *arguments, cwd=ROOT)
-    assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", shown)
-
-
-@pytest.mark.usefixtures("numpy")
-def test_the_readme_example(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code
-    result = run(sys.executable, "-W", "error", "-c", code[1], cwd=tmp_path)
-    assert (result.returncode, result.stderr, result.stdout) == (0, "", "[ 1 97 98 99]\n")
