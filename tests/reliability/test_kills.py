@@ -8,7 +8,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -401,21 +400,6 @@ def test_a_forked_child_with_its_parents_pid_is_no_owner(
 
 
 # ---- names that never got a size
-
-
-@pytest.fixture
-def a_minute_later(tmp_path: Path, missing: Callable[[str], NoReturn]) -> dict[str, str]:
-    """Give the environment of a program whose clock is a minute ahead: no call sets a file's ctime."""
-    compiler = shutil.which("cc")
-    if not compiler:
-        missing("needs a C compiler: apt install gcc")
-    source, library = tmp_path / "later.c", tmp_path / "later.so"
-    source.write_text(
-        "#define _GNU_SOURCE\n#include <time.h>\ntime_t time(time_t *unused) {\n"
-        "(void)unused; struct timespec now; clock_gettime(CLOCK_REALTIME, &now); return now.tv_sec + 61; }\n"
-    )
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    return {"LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
 
 
 def cli(*arguments: str, env: dict[str, str] | None = None) -> Any:
