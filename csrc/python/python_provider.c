@@ -107,7 +107,7 @@ static int to_unsigned(const char *method, const char *name, PyObject *value, un
 static int add_mode(const char *method, PyObject *value, unsigned *flags) {
     unsigned mode;
     if (!value || value == Py_None) return 0;
-    if (to_unsigned(method, "mode", value, 1, 0777, "permissions are an int from 1 to 0o777, such as 0o660", &mode) < 0)
+    if (to_unsigned(method, "mode", value, 1, 0666, "permissions are an int from 1 to 0o666, such as 0o660", &mode) < 0)
         return -1;
     *flags |= SHMP_MODE(mode);
     return 0;
@@ -449,7 +449,7 @@ static PyMethodDef methods[] = {
      "it the segment is this user's alone. linger=True (posix, sysv): if its\ncreator is killed before anybody "
      "attached, it stays for a minute to be attached to.\n\nio.UnsupportedOperation: the mechanism has no such thing. "
      "ValueError: "
-     "size 0 or less, a mode\nbeyond 0o777. OverflowError: beyond the address space. OSError: a call of the system "
+     "size 0 or less, a mode\nbeyond 0o666. OverflowError: beyond the address space. OSError: a call of the system "
      "failed."},
     {"_new_named", METHOD(new_named), METH_FASTCALL | METH_KEYWORDS, NULL},
     {"attach", METHOD(attach), METH_FASTCALL | METH_KEYWORDS,

@@ -104,7 +104,7 @@ class Provider(Generic[S]):
         creator is killed before anybody attached, it stays for a minute to be attached to.
 
         io.UnsupportedOperation: the mechanism has no such thing. ValueError: size 0 or less, a mode
-        beyond 0o777. OverflowError: beyond the address space. OSError: a call of the system failed.
+        beyond 0o666. OverflowError: beyond the address space. OSError: a call of the system failed.
         """
     def _new_named(
         self,

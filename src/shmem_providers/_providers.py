@@ -181,7 +181,7 @@ class MmapShMemProvider(ShMemProvider):
             InvalidIdError: it cannot be a name, or ``exist_ok`` finds something else there.
             SizeMismatchError: ``exist_ok`` finds it with another size.
             PermissionError: ``exist_ok`` finds another user's.
-            ValueError: a size below 1, or a mode beyond ``0o777``.
+            ValueError: a size below 1, or a mode beyond ``0o666``.
 
         """
         return self._new_named(size, name, reserve=reserve, mode=mode, exist_ok=exist_ok, keep=keep, linger=linger)

@@ -14,7 +14,9 @@ import faulthandler
 import functools
 import gc
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,6 +57,21 @@ def as_root(missing: Callable[[str], NoReturn]) -> None:
 def scale() -> Callable[[T, T], T]:
     """Choose between the size of a test's short and its long form."""
     return lambda short, long: long if os.environ.get("SHMP_LONG") else short
+
+
+@pytest.fixture
+def a_minute_later(tmp_path: Path, missing: Callable[[str], NoReturn]) -> dict[str, str]:
+    """Give the environment of a program whose clock is a minute ahead: no call sets a file's ctime."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        missing("needs a C compiler: apt install gcc")
+    source, library = tmp_path / "later.c", tmp_path / "later.so"
+    source.write_text(
+        "#define _GNU_SOURCE\n#include <time.h>\ntime_t time(time_t *unused) {\n"
+        "(void)unused; struct timespec now; clock_gettime(CLOCK_REALTIME, &now); return now.tv_sec + 61; }\n"
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()}
 
 
 class ChildError(AssertionError):
