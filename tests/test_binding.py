@@ -253,9 +253,9 @@ def test_a_segment_through_cffi() -> None:
     pairs = [ffi.new("char[40]") for _ in range(2)]
     assert lib.shmp_create(provider[0], 5000, 0, shmem, error) == 0
     assert lib.shmp_describe(shmem[0], description, error) == 0
-    assert lib.shmp_env_pairs(shmem[0], b"MAP", 0, *pairs, 40, error) == 0
+    assert lib.shmp_env_pairs(shmem[0], b"MAP", 0, pairs[0], pairs[1], 40, error) == 0
     assert list(map(ffi.string, pairs)) == [b"MAP=" + ffi.string(description.id), b"MAP_SIZE=5000"]
-    assert lib.shmp_env_pairs(shmem[0], b"MAP" * 10, 0, *pairs, 40, error) == -lib.SHMP_EINVAL
+    assert lib.shmp_env_pairs(shmem[0], b"MAP" * 10, 0, pairs[0], pairs[1], 40, error) == -lib.SHMP_EINVAL
     assert lib.shmp_close(shmem[0], error) == 0
     assert lib.shmp_create_named(provider[0], b"/shmptest", 10, 0, shmem, error) == -lib.SHMP_EUNSUPPORTED
     assert lib.shmp_create(provider[0], 10, 0x4000, shmem, error) == -lib.SHMP_EINVAL
