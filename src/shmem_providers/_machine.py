@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypedDict
 
@@ -53,6 +54,7 @@ class Inspection(TypedDict):
 
 
 OTHER_USERS = "segments and processes of other users are shown to root only"
+CHOSEN_NAMES = "posix: names that programs chose are shown where there is /proc only"
 NOT_KNOWN_WHOSE = "System V segments that are marked for removal may be other programs', too"
 
 
@@ -105,6 +107,8 @@ def list_segments() -> Findings:
     listing = _look(lambda provider: provider._list())
     if hasattr(os, "geteuid") and os.geteuid() != 0:
         listing["unseen"].append(OTHER_USERS)
+    if sys.platform == "linux" and not os.path.exists("/proc/self"):
+        listing["unseen"].append(CHOSEN_NAMES)
     if not all(segment["ours"] for segment in listing["segments"]):
         listing["unseen"].append(NOT_KNOWN_WHOSE)
     return listing
