@@ -142,6 +142,11 @@ class _Kept:
         self.unread = 0
 
 
+def _check_shared(shm: ShMem) -> None:
+    if shm.provider_name == "nop" and len(shm):  # a closed one is a ValueError, as everywhere
+        raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+
+
 class _Outbox:
     """What this process has sent, as far as nobody is known to have read it."""
 
@@ -156,8 +161,7 @@ class _Outbox:
     def keep(self, shm: ShMem) -> tuple[str, str, int, tuple[str, str], int]:
         """Give the message: id, locator, pid namespace, the ledger's provider and id, and the number in it."""
         name = shm.provider_name
-        if name == "nop":
-            raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+        _check_shared(shm)
         locator = _locate(shm)
         id = "" if name == "memfd" else _name(shm) if name == "posix" else shm._describe()[0]
         if id == "/" and not locator:
@@ -274,8 +278,7 @@ def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     adopt()
     if _is_sent():
         return _send(shm)
-    if shm.provider_name == "nop":
-        raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+    _check_shared(shm)
     id, size = (_locate(shm), shm.size) if shm.provider_name == "memfd" else ("", 0)
     if shm.provider_name == "posix" and _name(shm) == "/":
         id, size = shm._locate()

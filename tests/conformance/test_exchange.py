@@ -78,15 +78,17 @@ def test_a_third_attaches_when_the_first_is_gone(
         first_id = shm.id.as_str()
         second(ATTACH, name=taker, id=first_id, size=4096)
         shm[:5] = b"first"
-    second_id = second("shm.id.as_str()")
     assert second("bytes(shm[:5])") == b"first"
+    second_id = first_id
     if can(sharing, "id_of_any_handle"):
+        second_id = second("shm.id.as_str()")
         third(ATTACH, name=taker, id=second_id, size=4096)
         assert third("bytes(shm[:5])") == b"first"
         third("shm[:5] = b'third'")
         assert second("bytes(shm[:5])") == b"third"
         third("shm.close()")
     else:  # its owner has removed the name
+        assert "its owner closed it" in second.raises("shm.id")[1]
         assert third.raises(ATTACH, name=taker, id=second_id, size=4096)[0] == "FileNotFoundError"
     second("shm.close()")
     for id in {first_id, second_id}:
@@ -524,7 +526,10 @@ def test_a_posix_name_goes_with_its_owner() -> None:
         provider.clone_ref(shm).close()
         assert name_of(shm).stat().st_size == 4096
         attached[0] = 3
-    assert not Path("/dev/shm" + attached.id).exists()
+        id = shm.id
+    assert not Path("/dev/shm" + id).exists()
+    with pytest.raises(FileNotFoundError, match=f"its owner closed it and .{id}. is gone"):
+        assert attached.id
     assert attached[0] == 3
     attached.close()
 
