@@ -275,6 +275,7 @@ def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     if _is_sent():
         return _send(shm)
     if shm.provider_name == "nop":
+        len(shm)  # a closed one says that first
         raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
     id, size = (_locate(shm), shm.size) if shm.provider_name == "memfd" else ("", 0)
     if shm.provider_name == "posix" and _name(shm) == "/":

@@ -78,16 +78,19 @@ def test_a_third_attaches_when_the_first_is_gone(
         first_id = shm.id.as_str()
         second(ATTACH, name=taker, id=first_id, size=4096)
         shm[:5] = b"first"
-    second_id = second("shm.id.as_str()")
     assert second("bytes(shm[:5])") == b"first"
     if can(sharing, "id_of_any_handle"):
+        second_id = second("shm.id.as_str()")
         third(ATTACH, name=taker, id=second_id, size=4096)
         assert third("bytes(shm[:5])") == b"first"
         third("shm[:5] = b'third'")
         assert second("bytes(shm[:5])") == b"third"
         third("shm.close()")
     else:  # its owner has removed the name
-        assert third.raises(ATTACH, name=taker, id=second_id, size=4096)[0] == "FileNotFoundError"
+        second_id = first_id
+        assert second.raises("shm.id") == second.raises("shm.description")
+        assert second.raises("shm.id")[0] == "FileNotFoundError"
+        assert third.raises(ATTACH, name=taker, id=first_id, size=4096)[0] == "FileNotFoundError"
     second("shm.close()")
     for id in {first_id, second_id}:
         raised, message = third.raises(ATTACH, name=taker, id=id, size=4096)
@@ -522,9 +525,12 @@ def test_a_posix_name_goes_with_its_owner() -> None:
     with provider.new_shmem(4096) as shm:
         attached = provider.clone_ref(shm)
         provider.clone_ref(shm).close()
-        assert name_of(shm).stat().st_size == 4096
+        path = name_of(shm)
+        assert path.stat().st_size == 4096
         attached[0] = 3
-    assert not Path("/dev/shm" + attached.id).exists()
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError, match=path.name):
+        assert attached.id
     assert attached[0] == 3
     attached.close()
 
