@@ -129,10 +129,8 @@ enum { SHMP__MECHANISM_COUNT = 0 SHMP__MECHANISMS(SHMP__COUNT) };
 /* The mechanism in that row; NULL: it is one of other platforms. */
 const shmp__ops *shmp__mechanism(unsigned row);
 
-/* Opens a provider, and one that is known to work: a segment was made. */
 int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *options, shmp_provider **ret_provider,
                         shmp_error *reterr);
-int shmp__provider_open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);
 
 /* shmp_provider_open with the name that the environment wants in place of "std"; NULL: none. For Python, which
  * opens without the lock that makes reading the environment safe. */

@@ -81,26 +81,6 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
     return result;
 }
 
-int shmp__provider_open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    shmp_provider_options options = {.struct_size = sizeof options, .flags = flags};
-    shmp_provider *provider;
-    shmp_shmem *trial;
-    shmp_description description;
-    int result = shmp__provider_open(ops, &options, &provider, reterr);
-    if (result < 0) return result;
-    result = shmp_create(provider, 1, 0, &trial, reterr);
-    if (result == 0) {
-        result = shmp_describe(trial, &description, reterr); /* memfd without /proc can be made, but not shared */
-        int closed = shmp_close(trial, result < 0 ? NULL : reterr);
-        if (result == 0) result = closed;
-    }
-    if (result < 0)
-        shmp_provider_close(provider);
-    else
-        *ret_provider = provider;
-    return result;
-}
-
 static int open_named(const char *name, const char *said_by, const shmp_provider_options *options,
                       shmp_provider **ret_provider, shmp_error *reterr) {
     char names[100] = "std";
@@ -187,19 +167,6 @@ static shmp_provider *chosen(const shmp_provider *provider) {
 }
 
 const char *shmp_provider_name(const shmp_provider *provider) { return chosen(provider)->ops->name; }
-
-int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
-    if (!ret_name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "NULL argument");
-    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
-        if (!table[i].ops || index-- > 0) continue;
-        *ret_name = table[i].name;
-        shmp_provider *provider = NULL;
-        int result = shmp__provider_open_tried(table[i].ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
-        if (result == 0) shmp_provider_close(provider);
-        return result;
-    }
-    return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
-}
 
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;

@@ -1,5 +1,6 @@
-/* std: the best mechanism that works here. It creates with that one, and attaches with whichever has ids of the
- * shape that it is given. A bare descriptor number (SHMP_FD_IDS) has the shape of a sysv id, and is taken for one. */
+/* Which mechanisms work here, and std: the best of them. It creates with that one, and attaches with whichever has ids
+ * of the shape that it is given. A bare descriptor number (SHMP_FD_IDS) has the shape of a sysv id, and is taken for
+ * one. */
 #include "core/core.h"
 
 #include <stdio.h>
@@ -10,19 +11,54 @@ typedef struct std_provider {
     shmp__atomic_pointer others[SHMP__MECHANISM_COUNT]; /* shmp_provider *, opened at the first attach to such an id */
 } std_provider;
 
+/* Opens a provider that is known to work: a segment was made. */
+static int open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
+    shmp_provider_options options = {.struct_size = sizeof options, .flags = flags};
+    shmp_provider *provider;
+    shmp_shmem *trial;
+    shmp_description description;
+    int result = shmp__provider_open(ops, &options, &provider, reterr);
+    if (result < 0) return result;
+    result = shmp_create(provider, 1, 0, &trial, reterr);
+    if (result == 0) {
+        result = shmp_describe(trial, &description, reterr); /* memfd without /proc can be made, but not shared */
+        int closed = shmp_close(trial, result < 0 ? NULL : reterr);
+        if (result == 0) result = closed;
+    }
+    if (result < 0)
+        shmp_provider_close(provider);
+    else
+        *ret_provider = provider;
+    return result;
+}
+
 static int choose(shmp_provider *provider, shmp_error *reterr) {
     shmp_error why = {.call = ""};
     char tried[160] = "";
     for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
         const shmp__ops *ops = shmp__mechanism(i);
         if (!ops || !(ops->can & SHMP__CAN_SHARE)) continue;
-        int result = shmp__provider_open_tried(ops, provider->flags, &provider->inner, &why);
+        int result = open_tried(ops, provider->flags, &provider->inner, &why);
         if (result == 0) return 0;
         if (result == -SHMP_ENOMEM) return shmp__fail(reterr, SHMP_ENOMEM, why.call, "%s", why.message);
         size_t used = strlen(tried);
         snprintf(tried + used, sizeof tried - used, "; %s: %s, error %d", ops->name, why.call, why.os_error);
     }
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here%s (shmp_available tells more)", tried);
+}
+
+int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr) {
+    if (!ret_name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "NULL argument");
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
+        const shmp__ops *ops = shmp__mechanism(i);
+        if (!ops || index-- > 0) continue;
+        *ret_name = ops->name;
+        shmp_provider *provider = NULL;
+        int result = open_tried(ops, SHMP_KEEP_LEFTOVERS, &provider, reterr);
+        if (result == 0) shmp_provider_close(provider);
+        return result;
+    }
+    return shmp__fail(reterr, SHMP_EINVAL, "shmp_available", "no more providers");
 }
 
 /* An inner one that came with the options is the environment's choice. */
