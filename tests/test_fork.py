@@ -124,7 +124,7 @@ for way in range(len(WAYS)):
                 check_end(children[turn], signal.SIGKILL if ways[turn] == KILLED else 0)
             if not shm.closed:
                 assert shm.is_owner and is_there() and shm[1] == 7 and shm[10 + turn] == 1
-            elif provider.name != "sysv": # which is there as long as a child has it
+            elif provider.name == "posix": # the others are there as long as a child has them
                 assert not is_there()
         assert not is_there()
         for fd in itertools.chain(*cues):

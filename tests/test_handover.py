@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
@@ -238,6 +239,26 @@ assert held() == before
     )
 
 
+@pytest.mark.parametrize("pickler", ["cloudpickle", "joblib"])
+def test_other_picklers_give_descriptions(pickler: str, sharing: ShMemProvider, run_python: Callable[..., str]) -> None:
+    if not find_spec(pickler):
+        pytest.skip(f"{pickler} is not installed")
+    run_python(
+        HEAD
+        + f"import {pickler} as pickler"
+        + """
+with filled(provider, 7) as shm:
+    make = pickler.dumps if hasattr(pickler, "dumps") else pickler.hash
+    assert make(shm) == make(shm)
+    if hasattr(pickler, "dumps"):
+        with pickle.loads(make(shm)) as again:
+            assert again[0] == 7
+    assert not _handover._outbox.unread
+""",
+        sharing.name,
+    )
+
+
 def test_subclasses_survive(sharing: ShMemProvider, run_python: Callable[..., str]) -> None:
     run_python(
         HEAD
@@ -395,6 +416,46 @@ def test_a_memfd_id_works_while_anybody_has_it(start_peer: Callable[[], Any]) ->
     owner("for shm in others: shm.close()")
 
 
+KILLS = """
+
+def killed_at(step):  # ends by SIGKILL before that line of the hand-over
+    steps = 0
+
+    def trace(frame, event, argument):
+        nonlocal steps
+        if frame.f_globals.get("__name__") != "shmem_providers._handover":
+            return None
+        if event == "line":
+            steps += 1
+            if steps == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def steps():
+    return range(1, 1000, 1 if "SHMP_LONG" in os.environ else 7)
+
+
+def forked(target, *arguments):
+    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def outcome(message, byte):
+    shm = pickle.loads(message)
+    try:
+        with shm:
+            assert shm[0] == byte
+    except FileNotFoundError as error:
+        assert "its sender was killed" in str(error), error
+        return "its sender was killed"
+    return "it arrived"
+
+
+"""
 FILE_HEAD = HEAD.replace("name = sys.argv[1]", "name = sys.argv[1]; method = sys.argv[2]")
 # Programs whose children import them
 PROGRAMS = {
@@ -488,6 +549,88 @@ if __name__ == "__main__":
     time.sleep(1)
     assert is_gone(message)
 """,
+    "sender_is_killed": """
+def send(pipe, name, step):
+    _handover._GRACE = 0
+    shm = filled(open_provider(name), 7)
+    killed_at(step)
+    pipe.send(shm)
+    shm.close()
+
+
+if __name__ == "__main__":
+    messages, ends = [], set()
+    for step in steps():
+        reading, writing = multiprocessing.Pipe(duplex=False)
+        process = forked(send, writing, name, step)
+        writing.close()
+        process.join(20)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        try:
+            messages.append(reading.recv_bytes())
+        except EOFError:
+            ends.add("nothing was sent")
+            continue
+        ends.add(outcome(messages[-1], 7))
+    assert process.exitcode == 0 and ends == {"nothing was sent", "it arrived", "its sender was killed"}, ends
+    assert outcome(reading.recv_bytes(), 7) == "it arrived"
+    until(lambda: all(outcome(message, 7) == "its sender was killed" for message in messages))
+""",
+    "keeper_is_killed": """
+def send(pipe, name, keeper):
+    _handover._GRACE, _handover._PATIENCE, _handover._KEEPER = 0, 0.05, keeper
+    shm = filled(open_provider(name), 7)
+    pipe.send(shm)
+    shm.close()
+
+
+if __name__ == "__main__":
+    lines, messages = _handover._KEEPER.splitlines(), []
+    for number, line in enumerate(lines):
+        if number < 2 or line.startswith((" ", "except")):
+            continue
+        keeper = chr(10).join([*lines[:number], "os.kill(os.getpid(), signal.SIGKILL)", *lines[number:]])
+        reading, writing = multiprocessing.Pipe(duplex=False)
+        process = forked(send, writing, name, keeper)
+        process.join(20)
+        assert process.exitcode == 0
+        messages.append(reading.recv_bytes())
+        if line.startswith("for held"):  # its last one, when all was read
+            assert outcome(messages[-1], 7) == "it arrived"
+        else:
+            time.sleep(0.05)
+            assert outcome(messages[-1], 7) == "its sender was killed", line
+    assert len(messages) > 10
+    until(lambda: all(outcome(message, 7) == "its sender was killed" for message in messages))
+""",
+    "reader_is_killed": """
+def read(message, step):
+    killed_at(step)
+    with pickle.loads(message) as shm:
+        assert shm[0] == 7
+
+
+if __name__ == "__main__":
+    ends, before = set(), held()
+    for step in steps():
+        with filled(provider, 7) as shm:
+            message = bytes(ForkingPickler.dumps(shm))
+        process = forked(read, message, step)
+        process.join(20)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        ends.add(outcome(message, 7))  # while it is unread it can be read again
+        _handover.look()
+        assert not _handover._outbox.unread and not _handover._outbox.kept
+    assert process.exitcode == 0 and ends >= {"it arrived"}, ends
+    process.close()
+    _handover.look()
+    _handover._outbox.empty(lambda page: page.close())
+    assert held() <= before, held() - before
+""",
     "with_its_parent": """
 def send(pipe, name):
     shm = filled(open_provider(name), 7)
@@ -506,15 +649,97 @@ if __name__ == "__main__":
 }
 
 
+KILLED = ["sender_is_killed", "keeper_is_killed", "reader_is_killed"]
+ALONE = [*KILLED, "with_its_parent"]
+
+
 @pytest.mark.needs("linux")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", METHODS[:2])
-@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "with_its_parent"])
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name not in ALONE])
 def test_programs(program: str, method: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(FILE_HEAD + PROGRAMS[program])
     result = run(path, name, method)
     assert (result.stderr, result.returncode) == ("", 0)
+
+
+@FORK
+@pytest.mark.needs("linux")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("program", KILLED)
+def test_kills_at_each_step(program: str, name: str, tmp_path: Path) -> None:
+    """The segment arrives, or its reader is told; and nobody is left who holds it."""
+    path = tmp_path / "program.py"
+    path.write_text(FILE_HEAD + KILLS + PROGRAMS[program])
+    result = run(path, name, "fork", limit=300)
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+@pytest.mark.needs("linux", "memfd")
+def test_a_search_is_repeated_while_somebody_has_it(run_python: Callable[..., str]) -> None:
+    """No process shows a descriptor that is under way in a socket."""
+    run_python(
+        HEAD
+        + """
+import socket, threading
+shm = filled(provider, 7)
+message = ForkingPickler.dumps(shm)
+sending, receiving = socket.socketpair()
+socket.send_fds(sending, [b"1"], [shm.fileno()])
+shm.close()
+for kept in _handover._outbox.kept.values():
+    kept.page.close()
+got = []
+thread = threading.Timer(0.2, lambda: got.extend(socket.recv_fds(receiving, 1, 1)[1]))
+thread.start()
+with pickle.loads(message) as again:
+    assert again[0] == 7 and got
+thread.join()
+os.close(got[0])
+for end in (sending, receiving):
+    end.close()
+""",
+        "memfd",
+    )
+
+
+UNSHARED = ["unshare", "--pid", "--fork", "--mount-proc"]
+ELSEWHERE = """
+import pickle, sys
+shm = pickle.loads(bytes.fromhex(sys.argv[1]))
+try:
+    print(shm[0])
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+@pytest.mark.needs("linux")
+def test_from_another_pid_namespace(sharing: ShMemProvider, run_python: Callable[..., str]) -> None:
+    if not which("unshare") or subprocess.run([*UNSHARED, "true"], capture_output=True).returncode:
+        pytest.skip("no pid namespace can be made here")
+    run_python(
+        HEAD
+        + """
+import subprocess
+with filled(provider, 7) as shm:
+    message = bytes(ForkingPickler.dumps(shm)).hex()
+command = [*sys.argv[3:], sys.executable, "-c", sys.argv[2], message]
+said = subprocess.run(command, capture_output=True, text=True, timeout=30)
+assert said.stderr == ""
+if name == "memfd":
+    assert all(part in said.stdout for part in ("another pid namespace", "--pid", "posix")), said.stdout
+else:
+    assert said.stdout.split() == ["7"], said.stdout
+_handover.look()
+assert bool(_handover._outbox.unread) == (name == "memfd")
+_handover._outbox.empty(lambda page: page.close())
+""",
+        sharing.name,
+        ELSEWHERE,
+        *UNSHARED,
+    )
 
 
 @FORK
@@ -539,7 +764,8 @@ until(lambda: pickle.loads(bytes.fromhex(sys.argv[2])).closed)
 FAMILIES = {
     "multiprocess": "import multiprocess as family",
     "billiard": "import billiard as family",
-    "loky": "import loky, concurrent.futures",
+    "loky": "import loky",
+    "joblib": "import joblib",
 }
 
 
@@ -573,6 +799,10 @@ if __name__ == "__main__":
                 assert pool.apply_async(take, (shm,)).get(30) == 9
                 pool.close()
                 pool.join()
+        elif "joblib" in globals():
+            with joblib.Parallel(2) as parallel:
+                got = [take(each) for each in parallel(joblib.delayed(make)(number) for number in range(10))]
+                assert parallel([joblib.delayed(take)(shm)]) == [9]
         else:
             with loky.ProcessPoolExecutor(2) as executor:
                 got = [take(each) for each in executor.map(make, range(10), timeout=30)]

@@ -104,7 +104,8 @@ static int look_in(const char *folder, int fd) {
     int result;
     snprintf(path, sizeof path, "%sfd/%d", folder, fd);
     RETRIED(result, SYS(open, (path, O_PATH | O_CLOEXEC)));
-    return shmp__os_above_stdio(result);
+    result = shmp__os_above_stdio(result);
+    return result == -ESRCH ? -ENOENT : result; /* the former of one that is just ending */
 }
 
 static int look_in_thread(void *context, const char *folder) {
@@ -120,7 +121,7 @@ int shmp__os_look_at_fd_of(long pid, int fd) {
     int seen = look_in(folder, fd);
     if (seen != -ENOENT) return seen;
     int found = shmp__os_each_thread(pid, look_in_thread, &fd);
-    return found > 0 ? fd : found < 0 ? found : -ENOENT;
+    return found > 0 ? fd : found < 0 && found != -ESRCH ? found : -ENOENT;
 }
 
 int shmp__os_look_at_fd_in(int folder, long fd) {

@@ -40,6 +40,7 @@ _LEDGER_SIZE = 4096  # bytes, and so messages
 _LOOKS = 16  # unread messages that one call looks at
 _GRACE = 0.02  # seconds that a process's end waits for what is just being read
 _PATIENCE = 2.0  # the same where there can be no keeper
+_SEARCHED_FOR = 1.0  # seconds that a reader looks for what somebody must have
 _KEPT_FOR = 60  # seconds after the sender's end
 
 # Who can reach a segment must reach its ledger, which is of the same mechanism; but names stay behind when a process is
@@ -142,6 +143,11 @@ class _Kept:
         self.unread = 0
 
 
+def _check_shared(shm: ShMem) -> None:
+    if shm.provider_name == "nop" and len(shm):  # a closed one is a ValueError, as everywhere
+        raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+
+
 class _Outbox:
     """What this process has sent, as far as nobody is known to have read it."""
 
@@ -156,8 +162,7 @@ class _Outbox:
     def keep(self, shm: ShMem) -> tuple[str, str, int, tuple[str, str], int]:
         """Give the message: id, locator, pid namespace, the ledger's provider and id, and the number in it."""
         name = shm.provider_name
-        if name == "nop":
-            raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+        _check_shared(shm)
         locator = _locate(shm)
         id = "" if name == "memfd" else _name(shm) if name == "posix" else shm._describe()[0]
         if id == "/" and not locator:
@@ -274,9 +279,7 @@ def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     adopt()
     if _is_sent():
         return _send(shm)
-    if shm.provider_name == "nop":
-        len(shm)  # a closed one says that first
-        raise TypeError("cannot pickle a ShMem of nop: its memory is private to this process: open std")
+    _check_shared(shm)
     id, size = (_locate(shm), shm.size) if shm.provider_name == "memfd" else ("", 0)
     if shm.provider_name == "posix" and _name(shm) == "/":
         id, size = shm._locate()
@@ -313,6 +316,27 @@ def _rebuild(cls: type[ShMem] | None, name: str, id: str, size: int, readonly: b
         return _fail(cls, type(failure), failure.args)
 
 
+def _is_kept(address: tuple[str, str], number: int) -> bool:
+    """Whether somebody keeps that message's segment: it would be let go of with its ledger, or when it was read."""
+    try:
+        with _provider(address[0]).shmem_from_id_and_size(address[1], _LEDGER_SIZE, read_only=True) as ledger:
+            return not ledger[number]
+    except (OSError, ValueError):
+        return False
+
+
+def _attach_kept(address: tuple[str, str], number: int, *what: Any) -> ShMem:
+    """Attach it, again and again while somebody has it: it may change hands while this process looks for it."""
+    until = time.monotonic() + _SEARCHED_FOR
+    while True:
+        try:
+            return _attach_sent(*what)
+        except FileNotFoundError:
+            if not _is_kept(address, number) or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
+
+
 def _attach_sent(provider: ShMemProvider, name: str, id: str, size: int, readonly: bool, locator: str) -> ShMem:
     if name == "memfd":
         return provider.shmem_from_id_and_size(locator, size, read_only=readonly)
@@ -342,7 +366,7 @@ def _receive(
     number: int,
 ) -> ShMem:
     try:
-        shm = _attach_sent(_provider(name, cls), name, id, size, readonly, locator)
+        shm = _attach_kept(address, number, _provider(name, cls), name, id, size, readonly, locator)
     except FileNotFoundError as failure:
         reason = _OTHER_NAMESPACE if locator and namespace not in (0, _pid_namespace()) else _LOST
         return _fail(cls, FileNotFoundError, (*failure.args[:1], f"{failure.strerror}; {reason}"))

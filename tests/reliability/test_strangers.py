@@ -109,7 +109,7 @@ def take_what_is_offered(fork: Fork, kind: str, giver: int) -> list[str]:
     assert result.returncode == 1
     assert not wire.is_hit()
     liar.kill()
-    return [*said, result.stdout]
+    return [*said, result.stderr]
 
 
 @pytest.mark.parametrize("giver", [0, GIVER])
