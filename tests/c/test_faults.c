@@ -474,6 +474,12 @@ static int run_persist(scene_state *scene, unsigned flags, shmp_error *reterr) {
     return shmp_persist(scene->owner, reterr);
 }
 
+static int run_env_pairs(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    char id[64], size[64];
+    (void)flags;
+    return shmp_env_pairs(scene->owner, variable, SHMP_POSIX_NAMES, id, size, sizeof id, reterr);
+}
+
 static int run_to_env(scene_state *scene, unsigned flags, shmp_error *reterr) {
     (void)flags;
     return shmp_to_env(scene->owner, variable, reterr);
@@ -596,6 +602,7 @@ static const operation_case operations[] = {
     {"describe", run_describe, 0, 0, OWNER, OS | CODE(SHMP_ENOTFOUND)},
     {"persist", run_persist, 0, FILES, OWNER, OS},
     {"to_env", run_to_env, 0, 0, OWNER, OS | CODE(SHMP_ENOTFOUND)},
+    {"env_pairs", run_env_pairs, 0, 0, OWNER, OS | CODE(SHMP_ENOTFOUND)},
     {"from_env", run_from_env, 0, 0, OWNER | VARIABLES, ATTACHING},
     {"limits", run_limits, 0, 0, 0, OS},
     {"list", run_list, 0, LISTS, OWNER | LEFTOVER, OS},
@@ -693,7 +700,7 @@ static const struct rule {
     {"sysv", "attach_lingering", "shmctl", SUCCESS, NULL, {0}},
 
     /* a guard against others, which the segment can do without */
-    {NULL, "available create_inherit describe persist to_env", "fchmod", SUCCESS, NULL, {0}},
+    {NULL, "available create_inherit describe persist to_env env_pairs", "fchmod", SUCCESS, NULL, {0}},
 
     /* what cannot be duplicated is opened through /proc */
     {MEMFD, "attach attach_read_only attach_whole from_env", "fcntl fstat mmap", SURVIVED, NULL, {0}},
@@ -770,7 +777,7 @@ static const struct rule {
     {POSIX, CLOSE " available limits", "shm_unlink", SURVIVED, NULL, {ENOENT}},
 
     /* a name that is not there is no id */
-    {"posix", "describe to_env", "lstat", SHMP_ENOTFOUND, "shmp_describe", {ENOENT}},
+    {"posix", "describe to_env env_pairs", "lstat", SHMP_ENOTFOUND, "shmp_describe", {ENOENT}},
     /* what cannot be opened is looked for, among processes that come and go, and found by another number, or the same
      */
     {NULL, ATTACH_OTHER " open_fd", "open", SUCCESS, NULL, {EACCES, ENOENT, EPERM}},
