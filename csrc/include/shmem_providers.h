@@ -17,6 +17,10 @@
  * only it destroys the operating system's object, and only in the process that created it (a forked child is never the
  * owner).
  *
+ * How long an id works. memfd, sysv, win32: as long as any handle on the segment is open anywhere. posix: until its
+ * owner closes it and, after an owner that ended without closing, as long as any handle is open anywhere. A bare
+ * descriptor number (SHMP_FD_IDS): where the descriptor was inherited or sent.
+ *
  * Rules that hold for every function, unless it says otherwise:
  * - Sizes are bytes. Text is NUL-terminated; ids are printable ASCII.
  * - A function that returns int gives 0, or a negative SHMP_E... code, the same number on every
@@ -228,6 +232,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
  *  @return 0; -SHMP_EID garbage, or no shared memory; -SHMP_ESIZE it is smaller;
  *          -SHMP_ENOTFOUND it is gone; -SHMP_EINVAL; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED;
+ *          -SHMP_EUNAVAILABLE "std", and an id of a mechanism that this system lacks;
  *          -SHMP_ENOMEM; -SHMP_EOS, such as os_error EACCES of another user's. Since 0.1. */
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
