@@ -91,6 +91,9 @@ int shmp__provider_open_tried(const shmp__ops *ops, unsigned flags, shmp_provide
     result = shmp_create(provider, 1, 0, &trial, reterr);
     if (result == 0) {
         result = shmp_describe(trial, &description, reterr); /* memfd without /proc can be made, but not shared */
+        if (result == -SHMP_ENOTFOUND)
+            result =
+                shmp__fail(reterr, SHMP_EUNAVAILABLE, "shmp_describe", "somebody removes names while they are in use");
         int closed = shmp_close(trial, result < 0 ? NULL : reterr);
         if (result == 0) result = closed;
     }
