@@ -151,7 +151,7 @@ static int sweep_name(void *context, const char *entry) {
     for (const char *at = name; *at; at++)
         if (*at <= ' ' || *at > '~') return 0; /* no id, and nothing for a terminal */
     int fd = is_random ? shmp__os_shm_open(name, 0, 1) : open_foreign(sweep, name);
-    if (shmp__os_is_shortage(fd)) return give_up(context, fd, "shm_open", name);
+    if (shmp__os_is_shortage(fd)) return give_up(sweep, fd, is_random ? "shm_open" : "open", name);
     if (fd < 0) return 0; /* gone, another user's, or no file */
     int result = judge(sweep, fd, name);
     (void)shmp__os_close(fd); /* and the lock with it */

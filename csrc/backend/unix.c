@@ -85,7 +85,8 @@ int shmp__fd_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_error *
     /* a duplicate could be written to by whoever gets it; without /proc, or with fewer rights by now, there is no other
      */
     int fd = is_read_only(mapping) ? shmp__os_open_seen(from->fd, 1) : -ENOENT;
-    if (fd < 0 && !shmp__os_is_shortage(fd)) fd = shmp__os_dup(from->fd);
+    if (shmp__os_is_shortage(fd)) return shmp__fail_os(reterr, fd, "open", "fd %d", from->fd);
+    if (fd < 0) fd = shmp__os_dup(from->fd);
     if (fd < 0) return shmp__fail_os(reterr, fd, "fcntl", "fd %d", from->fd);
     mapping->mapped = of->mapped;
     int result = shmp__fd_map(mapping, fd, reterr);

@@ -22,6 +22,8 @@ static int open_tried(const shmp__ops *ops, unsigned flags, shmp_provider **ret_
     result = shmp_create(provider, 1, 0, &trial, reterr);
     if (result == 0) {
         result = shmp_describe(trial, &description, reterr); /* memfd without /proc can be made, but not shared */
+        if (result == -SHMP_ENOTFOUND)
+            result = shmp__fail(reterr, SHMP_EUNAVAILABLE, "shmp_describe", "somebody removes names that are in use");
         int closed = shmp_close(trial, result < 0 ? NULL : reterr);
         if (result == 0) result = closed;
     }
