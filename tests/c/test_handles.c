@@ -573,6 +573,18 @@ static void test_modes(test_context *context) {
     CHECK_EQUAL(SHMP_MODE(07777), SHMP_MODE(0777));
 }
 
+/* Whoever gets the descriptor of a read-only clone cannot write by it. */
+static void test_a_read_only_clone_cannot_write(test_context *context) {
+    SKIP_UNLESS(context->can->is_file, "segments are no descriptors");
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL, 0), *clone = NULL;
+    REQUIRE(owner);
+    if (CHECK(SUCCEEDS(shmp_clone, owner, SHMP_READ_ONLY, &clone)))
+        CHECK_EQUAL(fcntl(shmp_fileno(clone), F_GETFL) & O_ACCMODE, O_RDONLY);
+    closed(clone);
+    closed(owner);
+}
+
 static void check_own_mode(const test_context *context, unsigned flags) {
     shmp_shmem *shmem = created(context, SMALL, flags);
     REQUIRE(shmem);
@@ -1163,6 +1175,7 @@ static const test provider_tests[] = {
     TEST(unmapped),
     TEST(unmapped_needs_no_address_space),
     TEST(modes),
+    TEST(a_read_only_clone_cannot_write),
     TEST(a_users_own_mode_stays),
     TEST(descriptors_are_handed_out_narrow),
     TEST(newer_options),
