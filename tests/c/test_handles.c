@@ -573,19 +573,37 @@ static void test_modes(test_context *context) {
     CHECK_EQUAL(SHMP_MODE(07777), SHMP_MODE(0777));
 }
 
-/* What a user gave others stays; what he needs himself is there. */
-static void test_a_users_own_mode_stays(test_context *context) {
-    SKIP_UNLESS(context->can->has_names, "has no modes that can be changed");
-    shmp_shmem *shmem = created(context, SMALL, 0);
+/* Whoever gets the descriptor of a read-only clone cannot write by it. */
+static void test_a_read_only_clone_cannot_write(test_context *context) {
+    SKIP_UNLESS(context->can->is_file, "segments are no descriptors");
+    shmp_error error;
+    shmp_shmem *owner = created(context, SMALL, 0), *clone = NULL;
+    REQUIRE(owner);
+    if (CHECK(SUCCEEDS(shmp_clone, owner, SHMP_READ_ONLY, &clone)))
+        CHECK_EQUAL(fcntl(shmp_fileno(clone), F_GETFL) & O_ACCMODE, O_RDONLY);
+    closed(clone);
+    closed(owner);
+}
+
+static void check_own_mode(const test_context *context, unsigned flags) {
+    shmp_shmem *shmem = created(context, SMALL, flags);
     REQUIRE(shmem);
-    static const unsigned kept[][2] = {{0660, 0660}, {0644, 0644}, {0400, 0600}, {0040, 0640}};
+    (void)described(shmem); /* from here on others know it */
+    static const unsigned kept[][2] = {{0660, 0660}, {0644, 0644}, {0600, 0600}, {0400, 0600}, {0040, 0640}};
     for (size_t i = 0; i < LENGTH(kept); i++) {
-        check_subject("mode %03o", kept[i][0]);
+        check_subject("flags %#x, mode %03o", flags, kept[i][0]);
         CHECK_EQUAL(fchmod(shmp_fileno(shmem), kept[i][0]), 0);
         (void)described(shmem);
         CHECK_EQUAL(mode_of(shmem), kept[i][1]);
     }
     closed(shmem);
+}
+
+/* What a user gave others, or took from them, stays; what he needs himself is there. */
+static void test_a_users_own_mode_stays(test_context *context) {
+    SKIP_UNLESS(context->can->has_names, "has no modes that can be changed");
+    check_own_mode(context, 0);
+    check_own_mode(context, SHMP_MODE(0666));
 }
 
 /* Whoever gets a descriptor that can only read cannot reopen it for writing: nobody else has rights on the inode. */
@@ -1157,6 +1175,7 @@ static const test provider_tests[] = {
     TEST(unmapped),
     TEST(unmapped_needs_no_address_space),
     TEST(modes),
+    TEST(a_read_only_clone_cannot_write),
     TEST(a_users_own_mode_stays),
     TEST(descriptors_are_handed_out_narrow),
     TEST(newer_options),

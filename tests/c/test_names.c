@@ -332,6 +332,28 @@ static void sysv_lingers_until_somebody_attached(void) {
     CHECK(!can_attach(sysv, shared));
 }
 
+/* Whether it still has its id when an attacher has come and gone. */
+static int stays_after_attach(int key) {
+    shmp_shmem *shmem = NULL;
+    shmp_description description = {.size = 1};
+    int id = shmget((key_t)key, 4096, IPC_CREAT | IPC_EXCL | 0600);
+    if (!CHECK(id >= 0)) return 0;
+    snprintf(description.id, sizeof description.id, "%d", id);
+    if (OK(shmp_attach(sysv, &description, 0, &shmem, &error))) OK(shmp_close(shmem, &error));
+    int stays = exists(id);
+    shmctl(id, IPC_RMID, NULL);
+    return stays;
+}
+
+/* What another program made is no lingering segment, even if its key begins like ours: at most one of these two has
+ * the right end. */
+static void others_segments_are_not_marked(void) {
+    enum { LIKE_OURS = 0x15 << 26 | 5 << 12 };
+    CHECK(stays_after_attach(IPC_PRIVATE));
+    CHECK(stays_after_attach(0x1234));
+    CHECK(stays_after_attach(LIKE_OURS | 1) || stays_after_attach(LIKE_OURS | 2));
+}
+
 static void a_normal_close_ends_what_lingers(void) {
     shmp_provider *both[] = {posix, sysv};
     for (int i = 0; i < 2; i++) {
@@ -397,6 +419,7 @@ static const struct {
     TEST(posix_lingers_for_a_minute),
     TEST(a_lingering_name_is_attached_to_for_a_minute),
     TEST(sysv_lingers_until_somebody_attached),
+    TEST(others_segments_are_not_marked),
     TEST(a_normal_close_ends_what_lingers),
     TEST(others_segments_are_not_reaped),
     TEST(a_living_creators_segment_is_not_reaped),
