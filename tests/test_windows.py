@@ -99,14 +99,15 @@ def test_a_section_lives_as_long_as_any_handle(win32: ShMemProvider, start_peer:
     assert id in str(gone.value)
 
 
-def test_a_view_alone_keeps_it(win32: ShMemProvider, peer: Any) -> None:
-    """What lives longer than its `with` block is there for others, too."""
+def test_a_view_alone_keeps_the_memory_and_not_the_name(win32: ShMemProvider, peer: Any) -> None:
+    """Closing ends all but the memory: who was attached shares it, and nobody comes after."""
     with win32.new_shmem(100) as shm:
         id = shm.id.as_str()
         view = memoryview(shm)
-    peer(ATTACH, id=id, size=100)
+        peer(ATTACH, id=id, size=100)
     peer("shm[0] = 5; shm.close()")
     assert view[0] == 5
+    assert peer.raises(ATTACH, id=id, size=100)[0] == "FileNotFoundError"
     view.release()
     assert peer.raises(ATTACH, id=id, size=100)[0] == "FileNotFoundError"
 
@@ -384,7 +385,8 @@ def test_the_environment_is_the_one_that_children_get(
         os.environ["SHMP_TEST_MAP"] = "a\\b"
         assert "InvalidIdError" in ended("-c", attach).stderr
     os.environ["SHMEM_PROVIDER"] = "nop"
-    assert StdShMemProvider().name == "nop"
+    with pytest.raises(ValueError, match="SHMEM_PROVIDER: nop shares nothing"):
+        StdShMemProvider()
     del os.environ["SHMEM_PROVIDER"]
     assert StdShMemProvider().name == "win32"
     os.environ["SHMEM_PROVIDER"] = "memfd"
@@ -412,7 +414,7 @@ def test_list_and_reap_have_nothing_to_show(win32: ShMemProvider) -> None:
     with win32.new_shmem(100):
         assert json.loads(command_line("list", "--json")) == {
             "segments": [],
-            "unseen": ["shmp_list: Windows does not list sections"],
+            "unseen": ["win32: the system does not tell which win32 segments are whose"],
         }
         assert command_line("reap") == "Nothing can be left over here: each segment goes with its last user.\n"
 
@@ -423,6 +425,7 @@ def test_inspect(win32: ShMemProvider) -> None:
         assert json.loads(command_line("inspect", shm.id, "--bytes", "6", "--json")) == {
             "provider": "win32",
             "id": shm.id,
+            "user": None,
             "size": 2 * PAGE,
             "first_bytes": b"mine\0\0".hex(" "),
             "mapped_by": None,
