@@ -416,7 +416,7 @@ def test_list_and_reap_have_nothing_to_show(win32: ShMemProvider) -> None:
             "segments": [],
             "unseen": ["win32: the system does not tell which win32 segments are whose"],
         }
-        assert command_line("reap") == "Nothing can be left over here: each segment goes with its last user.\n"
+        assert command_line("reap") == "Nothing was left over.\n"
 
 
 def test_inspect(win32: ShMemProvider) -> None:
