@@ -51,6 +51,7 @@ for _name in CAPABILITIES:
 _COMPILER = "this machine's C compiler makes programs for another libc or CPU than this Python's"
 _NUMPY = "NumPy has no wheel that works here"
 _ADVICE = "qemu follows no advice: to wipe a page on fork, to reserve System V memory"
+_MARKS = "qemu does not pass on the hint in which posix says what a name is"
 _ITS_OWN = "qemu has threads, memory and mappings of its own"
 LACKS = {
     "compiler": {"tests/consumers/": _COMPILER, "tests/test_embed.py": _COMPILER, "tests/test_readme.py": _COMPILER},
@@ -60,7 +61,9 @@ LACKS = {
         "::test_a_name_without_size_goes_by_reap_when_old": _COMPILER,
         "::test_a_shortage_is_an_error_at_creation[address_space": "qemu passes on no limit of the address space",
         "::test_a_shortage_is_an_error_at_creation[mappings": _ITS_OWN,
+        "::test_a_leftover_is_made_anew_and_a_kept_one_stays": _MARKS,
         "::test_cycles_leave_nothing": _ITS_OWN,
+        "::test_only_some_can_linger[posix": _MARKS,
         "::test_importing_is_light": _ITS_OWN,
         "::test_only_reserved_memory_is_there_for_sure[sysv-True": _ADVICE,
         "::test_reserved_memory_is_taken_at_once[sysv]": _ADVICE,
