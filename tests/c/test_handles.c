@@ -508,8 +508,8 @@ static void test_unmapped(test_context *context) {
 }
 
 static void create_without_address_space(void *context) {
-    const rlim_t far_less = (rlim_t)1 << 38; /* than the segment; enough for the program */
-    const struct rlimit limit = {far_less, far_less};
+    const unsigned long long far_less = 1ull << 38; /* than the segment; enough for the program */
+    const struct rlimit limit = {(rlim_t)far_less, (rlim_t)far_less};
     if (setrlimit(RLIMIT_AS, &limit) < 0) return;
     CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, ((test_context *)context)->provider, (size_t)far_less * 4, 0u);
     closed(created(context, (size_t)far_less * 4, SHMP_UNMAPPED));

@@ -413,6 +413,7 @@ static void child_has_32_bits(shmp_provider *provider, const char *id, const cha
 }
 
 static void test_more_than_32_bits(test_context *context) {
+    SKIP_UNLESS(sizeof(size_t) > 4, "needs a process of 64 bits, which this one is not");
     const char *program = getenv("SHMP_32_BITS"), *own_path = self_path;
     SKIP_UNLESS(context->can->is_file, "shmctl tells such a process another size");
     SKIP_UNLESS(program && *program, "no program of 32 bits: install gcc-multilib");
