@@ -1583,6 +1583,8 @@ static int open_foreign_memory(size_t size) {
 }
 
 static void test_list(test_context *context) {
+    SKIP_UNLESS(strcmp(context->can->name, "sysv") != 0 || !getenv("QEMU_LD_PREFIX"),
+                "qemu loses that a segment is marked for removal");
     const size_t size = SMALL + 1234567; /* no other segment of this process */
     sighting seen = {.size = size, .answer = 7};
     CHECK_FAILS(CODE(SHMP_EINVAL), shmp_list, context->provider, NULL, NULL);
