@@ -407,7 +407,8 @@ static int visit_process(void *context, long pid) {
 int shmp__os_each_user(const void *data, int (*visit)(void *context, long pid), void *context) {
     own_mapping own = {.start = (unsigned long long)(size_t)data};
     int found = each_line("/proc/self/maps", visit_own_mapping, &own);
-    if (found == 0) found = each_line("/proc/thread-self/maps", visit_own_mapping, &own); /* the main thread has ended */
+    if (found == 0)
+        found = each_line("/proc/thread-self/maps", visit_own_mapping, &own); /* the main thread has ended */
     if (found < 0) return found;
     if (found == 0) return -ENOENT;
     user_search search = {own.object, visit, context};
