@@ -383,11 +383,8 @@ static int posix_destroy(shmp__mapping *mapping, shmp_error *reterr) {
 }
 
 /* Others attach by the name only while it is that of this file. */
-static int check_name(const char *name, int fd, shmp_error *reterr) {
-    shmp__os_file file;
-    int result = shmp__fd_stat(fd, &file, reterr);
-    if (result < 0) return result;
-    result = shmp__posix_is_name_of(name, &file);
+static int check_name(const char *name, const shmp__os_file *file, shmp_error *reterr) {
+    int result = shmp__posix_is_name_of(name, file);
     if (result < 0) return shmp__fail_os(reterr, result, "lstat", "\"%s\"", name);
     if (result > 0) return 0;
     if (!name[1])
@@ -402,17 +399,15 @@ static int check_name(const char *name, int fd, shmp_error *reterr) {
 static int posix_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     const shmp__fd_mapping *self = shmp__fd_of(mapping);
     shmp__os_file file;
-    int result = 0;
-    if (mapping->flags & SHMP_OWNER) {
-        result = shmp__fd_stat(self->fd, &file, reterr);
-        if (result == 0) result = open_to_user(mapping, file.mode, reterr);
-    }
+    int is_owner = !!(mapping->flags & SHMP_OWNER);
+    int result = is_owner || self->name[0] ? shmp__fd_stat(self->fd, &file, reterr) : 0;
+    if (result == 0 && is_owner) result = open_to_user(mapping, file.mode, reterr);
     if (result < 0) return result;
     if (!self->name[0]) {
         snprintf(ret_id, SHMP__ID_SIZE, "%d", self->fd);
         return 0;
     }
-    result = check_name(self->name, self->fd, reterr);
+    result = check_name(self->name, &file, reterr);
     if (result == 0) memcpy(ret_id, self->name, SHMP__ID_SIZE);
     return result;
 }
