@@ -132,31 +132,30 @@ int shmp__os_look_at_fd_in(int folder, long fd) {
     return shmp__os_above_stdio(result);
 }
 
-/* /proc/self is empty when the main thread has ended; /proc/thread-self is as old as memfd. */
-static const char *const own_folders[] = {"/proc/thread-self/fd/", "/proc/self/fd/"};
-
 /* No waiting for who holds a lease, no terminal taken. */
 enum { SEEN_FLAGS = O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
 
-int shmp__os_open_seen(int seen, int read_only) {
+/* Opens what is in the folder of this thread's descriptors; "": the folder. /proc/self is empty when the main thread
+ * has ended; /proc/thread-self is as old as memfd. */
+static int open_own(const char *name, int flags) {
+    static const char *const folders[] = {"/proc/thread-self/fd/", "/proc/self/fd/"};
     int result = -1;
     for (int i = 0; i < 2; i++) {
         char path[48];
-        snprintf(path, sizeof path, "%s%d", own_folders[i], seen);
-        RETRIED(result, SYS(open, (path, (read_only ? O_RDONLY : O_RDWR) | SEEN_FLAGS)));
+        snprintf(path, sizeof path, "%s%s", folders[i], name);
+        RETRIED(result, SYS(open, (path, flags)));
         if (result >= 0 || errno != ENOENT) break;
     }
     return shmp__os_above_stdio(result);
 }
 
-int shmp__os_open_own_folder(void) {
-    int result = -1;
-    for (int i = 0; i < 2; i++) {
-        RETRIED(result, SYS(open, (own_folders[i], O_PATH | O_DIRECTORY | O_CLOEXEC)));
-        if (result >= 0 || errno != ENOENT) break;
-    }
-    return shmp__os_above_stdio(result);
+int shmp__os_open_seen(int seen, int read_only) {
+    char name[24];
+    snprintf(name, sizeof name, "%d", seen);
+    return open_own(name, (read_only ? O_RDONLY : O_RDWR) | SEEN_FLAGS);
 }
+
+int shmp__os_open_own_folder(void) { return open_own("", O_PATH | O_DIRECTORY | O_CLOEXEC); }
 
 int shmp__os_open_seen_in(int own_folder, int seen) {
     char name[24];
