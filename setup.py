@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 HEADER = Path("csrc/include/shmem_providers.h")
 VERSION = re.findall(r'#define SHMP_VERSION "(.+)"', HEADER.read_text())[0]
-CORE = sorted(glob("csrc/core/*.c") + glob("csrc/backend/*.c") + glob("csrc/os/*.c"))
+CORE = sorted(glob("csrc/core/*.c") + glob("csrc/backend/*.c") + glob("csrc/os/*.c") + glob("csrc/service/*.c"))
 
 PLATFORM = sysconfig.get_platform()
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))

@@ -19,6 +19,7 @@ const char *shmp_error_text(int code) {
     case SHMP_EUNSUPPORTED: return "this provider cannot do that";
     case SHMP_ENOMEM: return "out of memory";
     case SHMP_EOS: return "a call of the operating system failed";
+    case SHMP_ESERVICE: return "no service, or it refused";
     default: return "unknown error";
     }
 }

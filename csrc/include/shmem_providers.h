@@ -91,7 +91,8 @@ enum {
     SHMP_EUNAVAILABLE = 7, /* this platform lacks the mechanism */
     SHMP_EUNSUPPORTED = 8, /* this mechanism cannot do that */
     SHMP_ENOMEM = 9,       /* no memory for the handle itself */
-    SHMP_EOS = 10          /* a call of the operating system failed: see os_error */
+    SHMP_EOS = 10,         /* a call of the operating system failed: see os_error */
+    SHMP_ESERVICE = 11     /* no service answers, or it refused; os_error may say more */
 };
 
 /** What went wrong. Final: never grows. */
@@ -115,12 +116,15 @@ typedef struct shmp_shmem shmp_shmem;
 #define SHMP_FD_IDS 0x1
 /** Option: leave leftovers of killed processes alone at opening (posix; see shmp_reap). */
 #define SHMP_KEEP_LEFTOVERS 0x2
+/** Option: where no service answers, run one in a thread of this process, until the provider's end (served, and "std",
+ *  which then is rc(served(...)) and not a mechanism by itself). */
+#define SHMP_SERVE 0x4
 
 /** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end: an older library refuses
  *  what it does not know, if it is not zero; a newer one takes what is not there for zero. */
 typedef struct shmp_provider_options {
     size_t struct_size;
-    unsigned flags;       /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS */
+    unsigned flags;       /* SHMP_FD_IDS, SHMP_KEEP_LEFTOVERS, SHMP_SERVE */
     unsigned timeout_ms;  /* for providers that ask a service; 0 is the default */
     shmp_provider *inner; /* for providers that wrap another, which they keep open; NULL for the rest */
     const char *address;  /* for providers that ask a service; NULL for the rest */
@@ -391,6 +395,63 @@ typedef int (*shmp_user_visitor)(void *context, long pid);
  *          BSDs; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *context, shmp_error *reterr);
 
+/* ---- A service: segments that no kernel manages ------------------------------------------- */
+
+/** Creates segments for clients ("served" providers, and those of the Rust crate) and hands out their descriptors. It
+ *  runs in a thread of its own, keeps descriptors and no mappings, and drops what a client held when that one ends. */
+typedef struct shmp_service shmp_service;
+
+/** Zero it, then set struct_size = sizeof(shmp_service_options); 0 is a default everywhere. It may grow at its end. */
+typedef struct shmp_service_options {
+    size_t struct_size;
+    unsigned flags;               /* SHMP_ANY_USER: serve every user, not this one and root alone */
+    unsigned linger_ms;           /* a segment stays that long after its last client let go of it */
+    unsigned idle_ms;             /* the service ends when it had no client for so long; 0: never */
+    unsigned fork_timeout_ms;     /* what a client announced for its child (PreFork) is kept that long; 60,000 */
+    unsigned max_clients;         /* connections at once */
+    unsigned max_frame;           /* bytes of a request */
+    unsigned max_segments;        /* references that one client may hold */
+    unsigned reserved;            /* 0 */
+    unsigned long long max_bytes; /* in all segments that one client made */
+    const char *address;          /* a path, or "@name" of an abstract socket (Linux); NULL: this user's own */
+} shmp_service_options;
+
+/** Start a service.
+ *  @param inner  makes the segments: memfd, posix (ashmem); NULL: the best that has descriptors. The service keeps it
+ *                open.
+ *  @return 0; -SHMP_ESERVICE, os_error EADDRINUSE: a living one has that address, which clients then use;
+ *          -SHMP_EUNSUPPORTED `inner` has no descriptors; -SHMP_EINVAL; -SHMP_ENOMEM; -SHMP_EOS. Since 0.2. */
+SHMP_API int shmp_service_start(shmp_provider *inner, const shmp_service_options *options, shmp_service **ret_service,
+                                shmp_error *reterr);
+
+/** Stop it and free the handle; NULL is fine. Its clients keep what they mapped. In a forked child this closes the
+ *  child's copies alone. Excludes every other use of the handle.
+ *  @return 0; -SHMP_EOS. Since 0.2. */
+SHMP_API int shmp_service_stop(shmp_service *service, shmp_error *reterr);
+
+/** Where it is, as options.address takes it. Valid until shmp_service_stop(). */
+SHMP_API const char *shmp_service_address(const shmp_service *service);
+
+/** Wait until it ended by itself: idle, or told so by a client of this process.
+ *  @return 1 it has; 0 it still runs after timeout_ms. Since 0.2. */
+SHMP_API int shmp_service_wait(shmp_service *service, unsigned timeout_ms);
+
+/** Hold the service still around fork(), so that the child has no descriptor of it: call them as shmp_pre_fork() and
+ *  shmp_post_fork(). A child keeps a handle that only shmp_service_stop() is for.
+ *  @return 0; -SHMP_EINVAL. Since 0.2. */
+SHMP_API int shmp_service_pre_fork(shmp_service *service, shmp_error *reterr);
+SHMP_API int shmp_service_post_fork(shmp_service *service, int is_child, shmp_error *reterr);
+
+/** Zero it, then set struct_size. It may grow at its end. */
+typedef struct shmp_service_stats {
+    size_t struct_size;
+    unsigned long long clients, segments, bytes;    /* now */
+    unsigned long long accepted, requests, refused; /* since it started: connections, requests, those that failed */
+} shmp_service_stats;
+
+/** @return 0; -SHMP_EINVAL. Since 0.2. */
+SHMP_API int shmp_service_get_stats(shmp_service *service, shmp_service_stats *ret_stats, shmp_error *reterr);
+
 /* ---- The library ------------------------------------------------------------------------- */
 
 /** SHMP_ABI_VERSION of the library in use: see shmp_check_abi(). */
@@ -399,6 +460,9 @@ SHMP_API unsigned shmp_abi_version(void);
 SHMP_API const char *shmp_version(void);
 
 /* cffi: end */
+
+/** Where the Rust crate has its service, but on macOS and iOS: "./libafl_unix_shmem_server". */
+#define SHMP_LIBAFL_ADDRESS "@libafl_unix_shmem_server"
 
 /** Create, in flags: the permissions of the segment, such as 0660, where the provider can (posix, sysv); the
  *  umask is not looked at. Without it, and on the rest, it is 0600. Other users attach with SHMP_ANY_USER. Who may

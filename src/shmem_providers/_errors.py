@@ -26,6 +26,10 @@ class ProviderUnavailableError(ShMemError, OSError):
     """The platform lacks the mechanism."""
 
 
+class ServiceError(ShMemError, OSError):
+    """No service answers, or it refused."""
+
+
 _PLAIN: dict[int, type[Exception]] = {
     lib.SHMP_EINVAL: ValueError,
     lib.SHMP_EID: InvalidIdError,
@@ -62,5 +66,7 @@ def error_from(code: int, os_error: int, call: str, message: str) -> Exception:
         os_error = errno.ENOENT  # and ERROR_FILE_NOT_FOUND
     if -code == lib.SHMP_EUNAVAILABLE:
         return ProviderUnavailableError(errno.ENOSYS, f"{call}: {message}")
+    if -code == lib.SHMP_ESERVICE:
+        return ServiceError(os_error or errno.ECONNREFUSED, f"{call}: {message}")
     # the fourth is winerror, of which Windows makes errno and the class; elsewhere it is nothing
     return OSError(os_error, f"{call}: {_text_of(os_error)}: {message}", None, os_error)

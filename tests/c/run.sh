@@ -59,7 +59,7 @@ compile() {
     shift
     $compiler -std=c11 -O2 -g $common -Wstrict-prototypes "$@" ${CFLAGS-} \
         -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
-        "$source" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c $libraries
+        "$source" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c "$root"/csrc/service/*.c $libraries
 }
 
 for program in $programs; do

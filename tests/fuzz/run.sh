@@ -36,7 +36,7 @@ done
 for target in $targets; do
     clang -std=c11 -O2 -g -Wall -Wextra -Werror -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
         -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
-        "$root/tests/fuzz/fuzz_$target.c" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c \
+        "$root/tests/fuzz/fuzz_$target.c" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c "$root"/csrc/service/*.c \
         -o "$build/fuzz_$target" -pthread -lrt
     echo "fuzz_$target for $seconds s"
     if ! "$build/fuzz_$target" -max_total_time="$seconds" -max_len=64 -timeout=10 -print_final_stats=1 \
