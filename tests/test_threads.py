@@ -335,7 +335,7 @@ provider = Provider(sys.argv[1])
 threads = [threading.Thread(target=make) for _ in range(3)]
 for thread in threads: thread.start()
 looked = 0
-while time.monotonic() < until:
+while time.monotonic() < until or not looked: # a busy machine may take all of that time to start
     for each in gc.get_objects(): # as memory profilers do
         if isinstance(each, (ShMem, ShMemProvider)):
             repr(each), each.fd_ids if isinstance(each, ShMemProvider) else (each.closed, each.size, each.readonly)
