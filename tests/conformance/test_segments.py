@@ -557,10 +557,11 @@ def test_memory_outlives_whoever_reads_it(
     end: Callable[[ShMem], None],
     request: pytest.FixtureRequest,
 ) -> None:
+    numpy = request.getfixturevalue("numpy") if kind in OF_NUMPY else None
     before = descriptors()
     shm = provider.new_shmem(4096)
     clone = provider.clone_ref(shm)
-    reader = READERS[kind](request.getfixturevalue("numpy") if kind in OF_NUMPY else None, clone)
+    reader = READERS[kind](numpy, clone)
     reader[0], shm[4095] = 7, 8
     id = shm.id
     end(clone)
