@@ -551,10 +551,17 @@ def _end_with(util: Any) -> None:
 def _before_fork() -> None:
     adopt()
     _outbox.lock.acquire()
+    _binding._before_fork()
+
+
+def _in_parent() -> None:
+    _binding._after_fork(False)
+    _outbox.lock.release()
 
 
 def _in_child() -> None:
     """Begin anew: what was sent before is the parent's to keep."""
+    _binding._after_fork(True)  # first, so that providers know what process closes here
     _outbox.lock = RLock()
     _outbox.is_busy = False
     _outbox.namespace = 0
@@ -564,4 +571,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _outbox.lock.release(), after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
