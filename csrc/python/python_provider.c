@@ -523,11 +523,14 @@ static PyMethodDef methods[] = {
     {"_reap", reap, METH_O, NULL},
     {"_limits", limits, METH_NOARGS, NULL},
     {"pre_fork", pre_fork, METH_NOARGS,
-     "pre_fork($self, /)\n--\n\nAnnounce a fork. The plain providers need no announcement."},
+     "pre_fork($self, /)\n--\n\nAnnounce a fork, as os.fork() does by itself: both together count as one.\n\nUntil "
+     "`post_fork`, other threads wait that fork or use the provider. The plain ones need no announcement."},
     {"_open_fd", open_located, METH_VARARGS, NULL},
     {"_attach_fd", from_fd, METH_VARARGS, NULL},
     {"post_fork", post_fork, METH_O,
-     "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child."},
+     "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child; "
+     "os.fork() "
+     "does so by itself."},
     {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -204,14 +204,17 @@ void shmpy_services_post_fork(int is_child) {
 }
 
 static PyMethodDef methods[] = {
-    {"stop", stop, METH_NOARGS, NULL},
-    {"wait", service_wait, METH_O, NULL},
-    {"stats", stats, METH_NOARGS, NULL},
+    {"stop", stop, METH_NOARGS, "stop($self, /)\n--\n\nStop it, and wait until it has ended."},
+    {"wait", service_wait, METH_O,
+     "wait($self, milliseconds, /)\n--\n\nWait until it has ended, for ever if the number is negative; tell whether it "
+     "has."},
+    {"stats", stats, METH_NOARGS,
+     "stats($self, /)\n--\n\nGive clients, segments, bytes, connections so far, requests and refused ones."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef properties[] = {
-    {"address", get_address, NULL, NULL, NULL},
+    {"address", get_address, NULL, "Where it is.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
