@@ -49,6 +49,13 @@
 #endif
 #define SHMP_HAVE_UNIX (SHMP_HAVE_LINUX || SHMP_HAVE_BSD)
 
+/* Where no mechanism by itself does what "std" promises: it is rc(served(...)), as with SHMP_SERVE. */
+#if defined(__APPLE__) || defined(__ANDROID__)
+#define SHMP_STD_IS_SERVED 1
+#else
+#define SHMP_STD_IS_SERVED 0
+#endif
+
 typedef int shmp__not_empty; /* C wants at least one declaration in the files that this platform leaves out */
 
 #endif
