@@ -13,7 +13,6 @@ int shmp__wrap_finish(shmp__mapping *mapping, int result, shmp_shmem *inner) {
     mapping->data = inner->data;
     mapping->size = inner->size;
     mapping->mapped = inner->mapping->mapped;
-    if (!(inner->flags & SHMP_OWNER)) mapping->flags &= ~(unsigned)SHMP_OWNER; /* SHMP_EXIST_OK may have found one */
     return 0;
 }
 
@@ -125,7 +124,8 @@ int shmp__turn_begin_fork(shmp_provider *provider, shmp__turn *turn, unsigned pa
 }
 
 static int fail_unannounced(const shmp_provider *provider, shmp_error *reterr) {
-    return shmp__fail(reterr, SHMP_EINVAL, "shmp_post_fork", "%s: shmp_pre_fork was not called before", provider->ops->name);
+    return shmp__fail(reterr, SHMP_EINVAL, "shmp_post_fork", "%s: shmp_pre_fork was not called before",
+                      provider->ops->name);
 }
 
 int shmp__turn_after_fork(shmp_provider *provider, shmp__turn *turn, int is_child, unsigned patience_ms,
@@ -148,6 +148,11 @@ int shmp__turn_after_fork(shmp_provider *provider, shmp__turn *turn, int is_chil
 void shmp__turn_end_fork(shmp__turn *turn) {
     set_forking(turn, NULL);
     shmp__turn_end(turn);
+}
+
+void shmp__turn_undo_fork(shmp__turn *turn) {
+    turn->depth--;
+    shmp__turn_end_fork(turn);
 }
 
 #endif

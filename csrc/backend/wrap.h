@@ -49,8 +49,9 @@ typedef struct shmp__turn {
 int shmp__turn_take(shmp_provider *provider, shmp__turn *turn, unsigned patience_ms, shmp_error *reterr);
 void shmp__turn_end(shmp__turn *turn);
 
-/* 1: there is something to do before the fork; if that fails, shmp__turn_end_fork. 0: an earlier call did it. */
+/* 1: there is something to do before the fork; if that fails, shmp__turn_undo_fork. 0: an earlier call did it. */
 int shmp__turn_begin_fork(shmp_provider *provider, shmp__turn *turn, unsigned patience_ms, shmp_error *reterr);
+void shmp__turn_undo_fork(shmp__turn *turn);
 
 /* 1: there is something to do after the fork, and then shmp__turn_end_fork. 0: an earlier call did it. */
 int shmp__turn_after_fork(shmp_provider *provider, shmp__turn *turn, int is_child, unsigned patience_ms,

@@ -7,6 +7,7 @@
 #define SHMP_CORE_H
 
 #include "os/atomic.h"
+#include "os/os.h"
 #include "shmem_providers.h"
 
 enum { SHMP__ID_SIZE = sizeof(((shmp_description *)0)->id) };
@@ -152,6 +153,8 @@ int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_
                                shmp_provider **ret_provider, shmp_error *reterr);
 enum { SHMP__WANTED_SIZE = 64 };
 const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]);
+/* Likewise for options.address, where "" is the user's own: what NULL there stands for. */
+const char *shmp__wanted_address(char room[SHMP__ENV_ROOM]);
 
 /* Fills in *reterr (may be NULL) and returns -code. */
 int shmp__fail(shmp_error *reterr, int code, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);

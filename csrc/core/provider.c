@@ -21,12 +21,16 @@ static const struct {
 
 const shmp__ops *shmp__mechanism(unsigned row) { return table[row].ops; }
 
-static void release(shmp_provider *provider) {
-    if (provider->ops->end) provider->ops->end(provider);
+static void dispose(shmp_provider *provider) {
     if (provider->mark) (void)shmp__os_unmap(provider->mark, sizeof *provider->mark);
     shmp_provider_close(provider->inner);
     free(provider->label);
     free(provider);
+}
+
+static void release(shmp_provider *provider) {
+    if (provider->ops->end) provider->ops->end(provider);
+    dispose(provider);
 }
 
 static int mark_process(shmp_provider *provider, shmp_error *reterr) {
@@ -83,7 +87,11 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
         shmp__atomic_add(&provider->inner->references, 1);
     }
     result = ops->route ? 0 : mark_process(provider, reterr); /* handles are of those it routes to */
-    if (result == 0 && ops->open) result = ops->open(provider, options, reterr);
+    if (result < 0) {
+        dispose(provider);
+        return result;
+    }
+    if (ops->open) result = ops->open(provider, options, reterr);
     if (result == 0 && provider->inner && !ops->route) result = set_label(provider, reterr);
     if (result < 0)
         release(provider);
@@ -99,8 +107,8 @@ int shmp__find_mechanism(const char *name, const char *said_by, const shmp__ops 
         if (table[i].ops) snprintf(names + used, sizeof names - used, ", %s", table[i].name);
         if (strcmp(name, table[i].name) != 0) continue;
         if (!table[i].ops)
-            return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by,
-                              "%s is a mechanism of other platforms: open \"std\"", name);
+            return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
+                              name);
         *ret_ops = table[i].ops;
         return 0;
     }
@@ -167,6 +175,11 @@ const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]) {
     if (!value) return NULL;
     snprintf(room, SHMP__WANTED_SIZE, "%s", value);
     return room;
+}
+
+const char *shmp__wanted_address(char room[SHMP__ENV_ROOM]) {
+    const char *value = shmp__os_is_privileged() ? NULL : shmp__os_getenv("SHMEM_SERVICE", room);
+    return value ? value : "";
 }
 
 int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,

@@ -1,6 +1,6 @@
 /* Which mechanisms work here, and std: the best of them, or rc(served(...)) where those need a service. It creates with
- * that one, and attaches with whichever has ids of the shape that it is given. A bare descriptor number (SHMP_FD_IDS) has the shape of a sysv id, and is taken for
- * one. */
+ * that one, and attaches with whichever has ids of the shape that it is given. A bare descriptor number (SHMP_FD_IDS)
+ * has the shape of a sysv id, and is taken for one. */
 #include "core/core.h"
 #include "os/platform.h"
 
@@ -131,7 +131,8 @@ static shmp_provider *std_route(shmp_provider *provider, const char *id, shmp_er
     for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
         const shmp__ops *ops = shmp__mechanism(i);
         if (!ops || !ops->accepts || !ops->accepts(id)) continue;
-        return ops == shmp__meant(provider->inner)->ops ? provider->inner : open_other((std_provider *)provider, i, reterr);
+        return ops == shmp__meant(provider->inner)->ops ? provider->inner
+                                                        : open_other((std_provider *)provider, i, reterr);
     }
     shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\" has the shape of no provider's id%s", id,
                *id && *id != '/' ? ": posix names begin with /" : "");

@@ -387,20 +387,22 @@ int shmp__os_send(int socket, const void *bytes, size_t length, int fd) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsign-compare" /* in musl's CMSG_NXTHDR */
 
-/* Keeps the first descriptor, and closes the others. */
-static void take_fds(struct msghdr *message, int *fd) {
+/* Gives the only descriptor; see shmp__os_receive. */
+static int take_fd(struct msghdr *message) {
+    int fd = message->msg_flags & MSG_CTRUNC ? -EMFILE : -ENOENT;
     for (struct cmsghdr *at = CMSG_FIRSTHDR(message); at; at = CMSG_NXTHDR(message, at)) {
         if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS) continue;
         size_t bytes = at->cmsg_len - CMSG_LEN(0);
         for (size_t i = 0; i + sizeof(int) <= bytes; i += sizeof(int)) {
             int got;
             memcpy(&got, CMSG_DATA(at) + i, sizeof got);
-            if (*fd < 0)
-                *fd = got;
-            else
-                (void)close(got);
+            int is_first = fd == -ENOENT || fd == -EMFILE;
+            if (!is_first) (void)close(got);
+            if (!is_first && fd >= 0) (void)close(fd);
+            fd = is_first ? got : -EPROTO;
         }
     }
+    return fd;
 }
 
 #pragma GCC diagnostic pop
@@ -409,7 +411,6 @@ int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd) {
     control rights;
     struct iovec part = {.iov_base = ret_bytes, .iov_len = room};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    int fd = -1;
     if (ret_fd) {
         message.msg_control = &rights;
         message.msg_controllen = sizeof rights;
@@ -418,14 +419,37 @@ int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd) {
     RETRIED(got, SYS(recvmsg, (socket, &message, RECEIVE_FLAGS)));
     if (got < 0) return errno == EWOULDBLOCK ? -EAGAIN : -errno;
     if (!ret_fd) return (int)got;
-    take_fds(&message, &fd);
+    int fd = take_fd(&message);
     if (fd >= 0) {
         if (!RECEIVE_FLAGS) (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
         fd = shmp__os_above_stdio(fd);
-        if (fd < 0) return fd;
     }
     *ret_fd = fd;
     return (int)got;
+}
+
+#if defined(SOCK_CLOEXEC) && defined(SOCK_NONBLOCK)
+static int open_pair(int ret_ends[2]) {
+    return SYS(socketpair, (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ret_ends));
+}
+#else
+static int open_pair(int ret_ends[2]) { return SYS(socketpair, (AF_UNIX, SOCK_STREAM, 0, ret_ends)); }
+#endif
+
+int shmp__os_socket_pair(int ret_ends[2]) {
+    int ends[2];
+    if (open_pair(ends) < 0) return -errno;
+    for (int i = 0; i < 2; i++) {
+        ends[i] = shmp__os_above_stdio(ends[i]);
+        if (ends[i] >= 0) ends[i] = set_up(ends[i]);
+    }
+    int failed = ends[0] < 0 ? ends[0] : ends[1] < 0 ? ends[1] : 0;
+    for (int i = 0; i < 2 && failed; i++)
+        if (ends[i] >= 0) (void)close(ends[i]);
+    if (failed) return failed;
+    ret_ends[0] = ends[0];
+    ret_ends[1] = ends[1];
+    return 0;
 }
 
 int shmp__os_unread(int socket) {

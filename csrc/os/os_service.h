@@ -42,8 +42,8 @@ int shmp__os_peer_of(int socket, shmp__os_peer *ret_peer);
 /* All of it, or -errno: -EAGAIN: there is no room. `fd`: sent along; -1: none. */
 int shmp__os_send(int socket, const void *bytes, size_t length, int fd);
 
-/* One recvmsg. 0: the other side has closed. ret_fd NULL: descriptors that come along are dropped; *ret_fd -1: none
- * came. Of several the first is kept. */
+/* One recvmsg. 0: the other side has closed. ret_fd NULL: descriptors that come along are dropped; *ret_fd: the one
+ * that came; -ENOENT: none did; -EPROTO: several did, and are closed; another error: there was no room for it. */
 int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd);
 
 /* How much of what was sent the other side has not read yet; 0 also where the system does not tell. */
@@ -51,6 +51,9 @@ int shmp__os_unread(int socket);
 
 /* As poll(); timeout_ms -1: none. Interrupted, it begins anew. */
 int shmp__os_poll(struct pollfd *polled, size_t count, long long timeout_ms);
+
+/* Two sockets that are connected with each other. */
+int shmp__os_socket_pair(int ret_ends[2]);
 
 /* Both ends never block. */
 int shmp__os_pipe(int ret_ends[2]);
