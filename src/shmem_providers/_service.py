@@ -211,7 +211,9 @@ class ShMemService:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'at' if self.is_running else 'not running, for'} {self.address or 'this user'}>"
+        return (
+            f"<{type(self).__name__} {'at' if self.is_running else 'not running, for'} {self.address or 'this user'}>"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_running", None) and self.is_running:
