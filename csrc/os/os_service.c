@@ -428,6 +428,8 @@ int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd) {
     return (int)got;
 }
 
+void shmp__os_shut_down(int socket) { (void)shutdown(socket, SHUT_RDWR); }
+
 int shmp__os_unread(int socket) {
     int bytes = 0;
 #if SHMP_HAVE_LINUX
