@@ -73,7 +73,10 @@ class ServiceStats:
         self.accepted, self.requests, self.refused = accepted, requests, refused
 
     def __repr__(self) -> str:
-        return f"ServiceStats({', '.join(f'{name}={getattr(self, name)}' for name in type(self).__slots__)})"
+        return (
+            f"ServiceStats(clients={self.clients}, segments={self.segments}, bytes={self.bytes}, "
+            f"accepted={self.accepted}, requests={self.requests}, refused={self.refused})"
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ServiceStats):
