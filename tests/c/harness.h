@@ -567,7 +567,7 @@ static inline void stop_service(const test_service *service) {
 
 static inline void run_over_wrappers(test_tally *tally, const test *tests) {
     static const char *const labels[] = {"served", "rc(memfd)", "rc(posix)", "rc(sysv)", "rc(served)"};
-    test_service service;
+    test_service service = {.process = -1, .stop = -1};
     if (getenv("SHMP_PLAIN")) return; /* what is slow runs over the rest alone */
     if (start_service(&service))
         for (size_t i = 0; i < LENGTH(labels); i++) run_over(tally, tests, labels[i]);
