@@ -35,7 +35,8 @@
 typedef struct capabilities {
     const char *name;
     int shares;          /* handles on one segment see the same memory */
-    int is_file;         /* fileno, persist, SHMP_INHERIT, SHMP_FD_IDS, the limits of files */
+    int is_file;         /* fileno, persist, SHMP_INHERIT */
+    int has_numbers;     /* ids that are descriptors, SHMP_FD_IDS, SHMP_UNMAPPED, the limits of files */
     int has_names;       /* shmp_create_named; a name outlives its killed owner */
     int reserves;        /* SHMP_RESERVE */
     int has_modes;       /* SHMP_MODE() */
@@ -57,12 +58,12 @@ enum { LISTS_SYSV = 0 };
 #endif
 
 static const capabilities known_providers[] = {
-    {"memfd", .shares = 1, .is_file = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "zik0zj.3.abcd"},
-    {"posix", .shares = 1, .is_file = 1, .has_names = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1,
+    {"memfd", .shares = 1, .is_file = 1, .has_numbers = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "zik0zj.3.abcd"},
+    {"posix", .shares = 1, .is_file = 1, .has_numbers = 1, .has_names = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1,
      .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
     {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
      .gone_id = "2147483647"},
-    {"served", .shares = 1, .is_file = 1, .wraps = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "2147483647:3"},
+    {"served", .shares = 1, .is_file = 1, .wraps = 1, .gone_id = "2147483647:3"},
     {"rc", .shares = 1, .wraps = 1}, /* for the rest see what it wraps */
     {"nop", .shares = 0},
 };

@@ -237,7 +237,7 @@ static void test_options_of_others(test_context *context) {
     };
     for (size_t i = 0; i < LENGTH(refused); i++) check_open_refused(CODE(SHMP_EINVAL), context->label, &refused[i]);
     shmp_provider_options fd_ids = {.struct_size = size, .flags = SHMP_FD_IDS};
-    if (context->is_std || !context->can->is_file) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
+    if (context->is_std || !context->can->has_numbers) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
 }
 
 static void test_limits(test_context *context) {
@@ -331,8 +331,9 @@ static void test_monstrous_sizes(test_context *context) {
             closed(shmem);
             continue;
         }
-        check_refusal(result, CODE(SHMP_EOS) | CODE(SHMP_ENOMEM) | CODE(SHMP_EOVERFLOW), &error, __FILE__, __LINE__,
-                      "shmp_create");
+        const unsigned by_service = context->can->wraps ? CODE(SHMP_ESERVICE) : 0u;
+        check_refusal(result, CODE(SHMP_EOS) | CODE(SHMP_ENOMEM) | CODE(SHMP_EOVERFLOW) | by_service, &error, __FILE__,
+                      __LINE__, "shmp_create");
         CHECK(shmem == UNTOUCHED);
     }
 }
@@ -367,7 +368,7 @@ static void test_unknown_flags(test_context *context) {
                    of_attach = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER;
     const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) |
                               (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
-                              (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
+                              (can->is_file ? SHMP_INHERIT : 0u) | (can->has_numbers ? SHMP_UNMAPPED : 0u),
                    possible_names = possible | (can->has_names ? SHMP_KEEP | SHMP_EXIST_OK : 0u);
     shmp_shmem *shmem = created(context, SMALL, 0);
     REQUIRE(shmem);
@@ -791,7 +792,13 @@ static const char *const garbage_ids[] = {
     "..",
     "...",
     "a",
-    "1:2",
+    "1:",
+    ":1",
+    "1:2:3",
+    "01:2",
+    "1:-2",
+    "1:2147483648",
+    "2147483648:1",
     "libafl_0123456789ab",
     "1.2",
     "1.2.",
@@ -825,6 +832,12 @@ static void check_well_formed(const test_context *context, const char *id) {
     check_garbage(context, id, is_memfd ? GONE | CODE(SHMP_EOS) : GARBAGE);
 }
 
+/* There need be no service that "std" could ask. */
+static unsigned codes_of_gone(const test_context *context, const capabilities *can) {
+    if (!context->is_std && can != context->can) return GARBAGE;
+    return context->is_std && can->wraps ? CODE(SHMP_ESERVICE) : GONE;
+}
+
 static void test_garbage_ids(test_context *context) {
     for (size_t i = 0; i < LENGTH(garbage_ids); i++) check_garbage(context, garbage_ids[i], GARBAGE);
     check_well_formed(context, "1.2.3");
@@ -837,10 +850,9 @@ static void test_gone_ids(test_context *context) {
     for (int i = 0; i < KNOWN_PROVIDERS; i++) {
         const capabilities *other = &known_providers[i];
         if (!other->gone_id) continue;
-        unsigned codes = GARBAGE;
-        if (context->is_std || other == context->can) codes = GONE;
+        unsigned codes = codes_of_gone(context, other);
         /* A number is a descriptor to those who take descriptors. */
-        if (!context->is_std && context->can->is_file && strcmp(other->name, "sysv") == 0) codes |= GONE;
+        if (!context->is_std && context->can->has_numbers && strcmp(other->name, "sysv") == 0) codes |= GONE;
         check_garbage(context, other->gone_id, codes);
     }
 }
@@ -928,7 +940,7 @@ static void close_foreign(const int fds[FOREIGN]) {
 }
 
 static void test_foreign_descriptors(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     int fds[FOREIGN];
     char id[24];
     open_foreign(fds);
@@ -1233,7 +1245,7 @@ static void test_environment_of_afl(test_context *context) {
     REQUIRE(owner);
     check_given_to_afl(owner, is_shareable_with_afl(context->can));
     closed(owner);
-    if (!context->can->is_file || context->is_std) return;
+    if (!context->can->has_numbers || context->is_std) return;
     shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
     shmp_shmem *numbered = provider ? created_by(provider, SMALL, 0) : NULL;
     shmp_provider_close(provider);
@@ -1317,7 +1329,7 @@ static void test_persist_survives_exec(test_context *context) {
 }
 
 static void test_inherited_descriptor_by_number(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     char id[24], size[24];
     shmp_shmem *owner = created(context, SMALL, SHMP_INHERIT);
     REQUIRE(owner);
@@ -1330,7 +1342,7 @@ static void test_inherited_descriptor_by_number(test_context *context) {
 }
 
 static void test_fd_ids(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "has no SHMP_FD_IDS");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "has no SHMP_FD_IDS");
     char number[24];
     shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
     REQUIRE(provider);
@@ -1363,7 +1375,7 @@ static void test_fd_ids(test_context *context) {
 }
 
 static void test_closed_descriptor_by_number(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     char id[24];
     int fd = dup(STDERR_FILENO);
     REQUIRE(fd >= 0);
@@ -1412,7 +1424,7 @@ static void create_beyond_file_limit(void *argument) {
     signal(SIGXFSZ, SIG_IGN);
     CHECK_EQUAL(setrlimit(RLIMIT_FSIZE, &small), 0);
     closed(created(context, SMALL, 0));
-    if (context->can->is_file)
+    if (context->can->has_numbers)
         CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)SMALL + 1, 0u);
     else
         closed(created(context, SMALL + 1, 0));
