@@ -211,9 +211,20 @@ static int connect_or_serve(served_provider *self, shmp_error *reterr) {
     return result;
 }
 
+/* The first request of a connection, which gives the client's number, or a negative one. */
+static int introduce(served_provider *self, const shmp__request *request, shmp_error *reterr) {
+    shmp_error why;
+    int result = ask(self, request, &self->client, NULL, &why);
+    if (result == 0) return 0;
+    if (why.os_error == EPIPE || why.os_error == ECONNRESET)
+        return fail_service(self, -EACCES, "lets nobody more in, or not this user: see whose service it is", reterr);
+    if (reterr) *reterr = why;
+    return result;
+}
+
 static int greet(served_provider *self, shmp_error *reterr) {
     const shmp__request request = {.kind = SHMP__HELLO};
-    int result = ask(self, &request, &self->client, NULL, reterr);
+    int result = introduce(self, &request, reterr);
     return result == 0 && self->client < 0 ? lose(self, -EPROTO, reterr) : result;
 }
 
@@ -297,7 +308,7 @@ static int served_pre_fork(shmp_provider *provider, shmp_error *reterr) {
 static int take_over(served_provider *self, int32_t parent, shmp_error *reterr) {
     const shmp__request request = {.kind = SHMP__POST_FORK_CHILD_HELLO, .number = parent};
     int result = connect_to_trusted(self, &self->socket, reterr);
-    if (result == 0) result = ask(self, &request, &self->client, NULL, reterr);
+    if (result == 0) result = introduce(self, &request, reterr);
     if (result < 0) return result;
     if (self->client >= 0) return 0;
     forget(self);

@@ -58,9 +58,10 @@ enum { LISTS_SYSV = 0 };
 #endif
 
 static const capabilities known_providers[] = {
-    {"memfd", .shares = 1, .is_file = 1, .has_numbers = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "zik0zj.3.abcd"},
-    {"posix", .shares = 1, .is_file = 1, .has_numbers = 1, .has_names = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1,
-     .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
+    {"memfd", .shares = 1, .is_file = 1, .has_numbers = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1,
+     .gone_id = "zik0zj.3.abcd"},
+    {"posix", .shares = 1, .is_file = 1, .has_numbers = 1, .has_names = 1, .reserves = 1, .has_modes = 1,
+     .is_read_by_afl = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
     {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
      .gone_id = "2147483647"},
     {"served", .shares = 1, .is_file = 1, .wraps = 1, .gone_id = "2147483647:3"},

@@ -99,8 +99,8 @@ static void test_available(test_context *context) {
         check_subject("index %u, %s", count, name ? name : "(null)");
         REQUIRE(name && capabilities_of(name) && count < KNOWN_PROVIDERS);
         if (result < 0)
-            check_refusal(result, CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_EOS) | CODE(SHMP_ESERVICE), &error, __FILE__, __LINE__,
-                          "shmp_available");
+            check_refusal(result, CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_EOS) | CODE(SHMP_ESERVICE), &error, __FILE__,
+                          __LINE__, "shmp_available");
         else
             usable += (unsigned)check_success(result, &error, __FILE__, __LINE__, "shmp_available");
         for (unsigned other = 0; other < count; other++) {
