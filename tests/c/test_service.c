@@ -654,6 +654,7 @@ static void test_more_connections_than_descriptors(void) {
     CHECK_EQUAL(new_map(fd, SIZE), 2);
     (void)close(fd);
     kill_child(child);
+    if (*address != '@') CHECK_EQUAL(unlink(address), 0);
 }
 
 static void test_more_segments_than_descriptors(void) {
@@ -680,6 +681,7 @@ static void test_more_segments_than_descriptors(void) {
     (void)close(fd);
     (void)close(other);
     kill_child(child);
+    if (*address != '@') CHECK_EQUAL(unlink(address), 0);
 }
 
 /* ---- Addresses ---- */
