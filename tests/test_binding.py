@@ -106,7 +106,9 @@ def test_the_stub_types_all_of_a_type(name: str, stub: dict[str, dict[str, ast.s
     declared = {member for member in stub[name] if not re.fullmatch(r"__\w+__", member)}
     assert declared - {"_shmem_type"} == own  # which is the subclass's
     for member in stub[name]:
-        assert hasattr({"ShMem": ShMem, "Provider": ShMemProvider}.get(name, runtime), member) or "buffer__" in member, member
+        assert (
+            hasattr({"ShMem": ShMem, "Provider": ShMemProvider}.get(name, runtime), member) or "buffer__" in member
+        ), member
     properties = {
         member
         for member, statement in stub[name].items()
