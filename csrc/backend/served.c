@@ -299,6 +299,8 @@ static void served_end(shmp_provider *provider) {
     (void)shmp_service_stop(served(provider)->service, NULL);
 }
 
+static const char *served_address(const shmp_provider *provider) { return ((const served_provider *)provider)->address; }
+
 /* ---- Fork ---- */
 
 /* The service keeps one announcement of a client, until the child it is for has come: parent and child wait for each
@@ -579,6 +581,7 @@ const shmp__ops shmp__served_ops = {
     .pre_fork = served_pre_fork,
     .post_fork = served_post_fork,
     .accepts = served_accepts,
+    .address = served_address,
     .create = served_create,
     .attach = served_attach,
     .attach_fd = served_attach_fd,
