@@ -1332,12 +1332,41 @@ static void test_fork_of_a_host(test_context *context) {
     test_nobody_is_there(context);
 }
 
+/* The second one's service is the first one's. */
+static void test_fork_of_a_host_with_another_provider(test_context *context) {
+    shmp_error error;
+    (void)context;
+    shmp_provider *host = serving("std"), *guest = serving("std");
+    shmp_shmem *shmem = guest ? created_by(guest, SMALL, 0) : NULL;
+    REQUIRE(host && shmem);
+    CHECK(shmp__hosts_service(host) && !shmp__hosts_service(guest));
+    shmp_description description = described(shmem);
+    double begun = now();
+    REQUIRE(SUCCEEDS(shmp_pre_fork, guest) && SUCCEEDS(shmp_pre_fork, host));
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) shmp__atomic_set(&check_failures, 0);
+    CHECK(SUCCEEDS(shmp_post_fork, host, child == 0) && SUCCEEDS(shmp_post_fork, guest, child == 0));
+    CHECK(now() - begun < 3);
+    if (child > 0) closed(shmem);
+    if (child == 0) {
+        CHECK(!shmp__hosts_service(host));
+        check_usable(guest);
+        CHECK(is_held(&description));
+        closed(shmem);
+        end_child();
+    }
+    CHECK_EQUAL(status_of(child), 0);
+    shmp_provider_close(guest);
+    shmp_provider_close(host);
+}
+
 /* ... does not keep its parent's service, of which it has no descriptor; without the hooks, none after it first used
  * the provider. */
 static void check_longer_life(test_context *context, int is_hooked) {
-    int go[2];
+    int go[2], ready[2];
     char byte;
-    REQUIRE(pipe2(go, O_CLOEXEC) == 0);
+    REQUIRE(pipe2(go, O_CLOEXEC) == 0 && pipe2(ready, O_CLOEXEC) == 0);
     shmp_provider *provider = serving("std");
     shmp_shmem *shmem = provider ? created_by(provider, SMALL, 0) : NULL;
     REQUIRE(shmem);
@@ -1347,6 +1376,7 @@ static void check_longer_life(test_context *context, int is_hooked) {
         close(go[1]);
         if (!is_hooked) shmp__atomic_set(&check_failures, 0);
         if (!is_hooked) check_usable(provider);
+        close(ready[1]);
         (void)!read(go[0], &byte, 1);
         bytes_of(shmem)[0] = FROM_CHILD;
         closed(shmem);
@@ -1358,6 +1388,9 @@ static void check_longer_life(test_context *context, int is_hooked) {
         end_child();
     }
     close(go[0]);
+    close(ready[1]);
+    (void)!read(ready[0], &byte, 1);
+    close(ready[0]);
     closed(shmem);
     shmp_provider_close(provider);
     test_nobody_is_there(context);
@@ -1648,6 +1681,7 @@ static const test of_library[] = {
     TEST(std_that_serves),
     TEST(std_that_is_told_otherwise),
     TEST(fork_of_a_host),
+    TEST(fork_of_a_host_with_another_provider),
     TEST(a_hosts_child_that_lives_longer),
     TEST(a_race_of_two_starters),
     TEST(faults),
