@@ -188,7 +188,7 @@ static void shmem_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     shmp_error error;
     if (self->handle && close_handle(self, &error) < 0) report_unraisable(&error, (PyObject *)type);
-    shmp_provider_close(self->provider);
+    shmpy_release_provider(self->provider);
     Py_XDECREF(self->failure);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
@@ -515,6 +515,16 @@ static PyObject *locate(PyObject *object, PyObject *unused) {
     return Py_BuildValue("sn", description.id, self->size);
 }
 
+/* Where the service is that has it; "": none has. */
+static PyObject *service(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    PyObject *address = PyUnicode_DecodeFSDefault(shmp__service_of(self->provider));
+    end(self, PIN);
+    return address;
+}
+
 /* _keep(shm): a handle on it, for the outbox, that nobody is warned about when it is not closed. */
 static PyObject *keep(PyObject *type, PyObject *origin) {
     shmp_error error;
@@ -624,6 +634,7 @@ static PyMethodDef methods[] = {
     {"_users", users, METH_NOARGS, NULL},
     {"_failed", failed, METH_O | METH_CLASS, NULL},
     {"_locate", locate, METH_NOARGS, NULL},
+    {"_service", service, METH_NOARGS, NULL},
     {"_keep", keep, METH_O | METH_CLASS, NULL},
     {"_has_name", has_name, METH_NOARGS, NULL},
     {"_abandon", abandon, METH_NOARGS, NULL},
