@@ -220,6 +220,7 @@ class Service:
         answer = self._answer()
         if "error" in answer:
             self.process.communicate()
+            self._clean_up()
             raise OSError(answer["os_error"], answer["error"])
         self.address = answer["address"]
 
@@ -281,6 +282,10 @@ class Service:
         stats = self.stats()
         return not (stats["clients"] or stats["segments"] or stats["bytes"])
 
+    def _clean_up(self) -> None:
+        if self._directory:
+            self._directory.cleanup()
+
     def stop(self) -> float:
         """Give the seconds it took. Its process has nothing to say and ends well."""
         start = time.monotonic()
@@ -288,16 +293,14 @@ class Service:
             assert self.process.stdin
             self.process.stdin.close()
             code = self.process.wait(timeout=30)
-        if self._directory:
-            self._directory.cleanup()
+        self._clean_up()
         assert code == 0
         return time.monotonic() - start
 
     def kill(self) -> None:
         with self.process:
             self.process.kill()
-        if self._directory:
-            self._directory.cleanup()
+        self._clean_up()
 
 
 @contextlib.contextmanager
