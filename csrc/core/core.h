@@ -7,6 +7,7 @@
 #define SHMP_CORE_H
 
 #include "os/atomic.h"
+#include "os/os.h"
 #include "shmem_providers.h"
 
 enum { SHMP__ID_SIZE = sizeof(((shmp_description *)0)->id) };
@@ -29,6 +30,7 @@ struct shmp_provider {
     shmp__atomic_uint *mark; /* tells this process from its forked children, where it is 0; NULL: pids do */
     shmp__atomic_uint marks; /* used so far, by this process and those it was forked from */
     shmp_provider *inner;    /* which it wraps; it holds a reference */
+    char *label;             /* of one that wraps, such as "rc(memfd)" */
 };
 
 typedef struct shmp__mapping shmp__mapping;
@@ -68,13 +70,15 @@ struct shmp__ops {
     unsigned can;                       /* SHMP__CAN_... */
     size_t provider_size, mapping_size; /* * of structs that begin with shmp_provider and shmp__mapping */
 
+    /* One that wraps finds its inner one here, if the options have none. */
     int (*open)(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr);
     void (*end)(shmp_provider *provider); /* the last reference is gone; also after an open that failed */
     int (*pre_fork)(shmp_provider *provider, shmp_error *reterr);
     int (*post_fork)(shmp_provider *provider, int is_child, shmp_error *reterr);
     /* The provider that does it instead: to create (id NULL), or to attach to that id. */
     shmp_provider *(*route)(shmp_provider *provider, const char *id, shmp_error *reterr);
-    int (*accepts)(const char *id); /* has the shape of its ids; NULL: "std" attaches to none of them */
+    /* Has the shape of its ids. NULL: they are those of what it wraps, or "std" attaches to none of them. */
+    int (*accepts)(const char *id);
 
     int (*create)(shmp__mapping *mapping, shmp_error *reterr); /* * but for one that routes; so are the others */
     int (*create_named)(shmp__mapping *mapping, const char *name, shmp_error *reterr);
@@ -115,6 +119,8 @@ enum {
     ROW(posix, SHMP_HAVE_POSIX)                                                                                        \
     ROW(sysv, SHMP_HAVE_SYSV)                                                                                          \
     ROW(win32, SHMP_HAVE_WIN32)                                                                                        \
+    ROW(served, SHMP_HAVE_UNIX)                                                                                        \
+    ROW(rc, SHMP_HAVE_UNIX)                                                                                            \
     ROW(nop, 1)                                                                                                        \
     ROW(ashmem, 0)
 
@@ -129,8 +135,17 @@ enum { SHMP__MECHANISM_COUNT = 0 SHMP__MECHANISMS(SHMP__COUNT) };
 /* The mechanism in that row; NULL: it is one of other platforms. */
 const shmp__ops *shmp__mechanism(unsigned row);
 
+/* By name; `said_by`: whose name that is, for messages. */
+int shmp__find_mechanism(const char *name, const char *said_by, const shmp__ops **ret_ops, shmp_error *reterr);
+
 int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *options, shmp_provider **ret_provider,
                         shmp_error *reterr);
+
+/* The one whose ids a provider's segments have: of "std" the chosen one, of "rc" what that wraps. */
+const shmp_provider *shmp__meant(const shmp_provider *provider);
+
+/* Opens the first that works of the mechanisms whose segments are descriptors. */
+int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);
 
 /* shmp_provider_open with the name that the environment wants in place of "std"; NULL: none. For Python, which
  * opens without the lock that makes reading the environment safe. */
@@ -138,6 +153,8 @@ int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_
                                shmp_provider **ret_provider, shmp_error *reterr);
 enum { SHMP__WANTED_SIZE = 64 };
 const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]);
+/* Likewise for options.address, where "" is the user's own: what NULL there stands for. */
+const char *shmp__wanted_address(char room[SHMP__ENV_ROOM]);
 
 /* Fills in *reterr (may be NULL) and returns -code. */
 int shmp__fail(shmp_error *reterr, int code, const char *call, const char *format, ...) SHMP__PRINTF(4, 5);
@@ -149,6 +166,9 @@ int shmp__fail_os(shmp_error *reterr, int os_error, const char *call, const char
 
 /* For the limits of a mechanism that draws on memory: lowers `bytes` to what is free. */
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr);
+
+/* Destroys the segment, if that is for this handle to do. It is the owner no more. */
+int shmp__disown(shmp_shmem *shmem, shmp_error *reterr);
 
 /* Closes a handle but for its memory, which stays mapped until shmp_close(): name, descriptor and ownership go. */
 int shmp__retire(shmp_shmem *shmem, shmp_error *reterr);

@@ -10,7 +10,8 @@ enum { PAIR_ROOM = sizeof "_SIZE=18446744073709551615" }; /* beside the name */
 
 /* Whether an AFL++ target would take the id for what it is. */
 static int is_for_afl(const shmp_shmem *shmem, const char *id, unsigned flags) {
-    return shmem->mapping->provider->ops->can & SHMP__CAN_AFL || (flags & SHMP_POSIX_NAMES && id[0] == '/');
+    return shmp__meant(shmem->mapping->provider)->ops->can & SHMP__CAN_AFL ||
+           (flags & SHMP_POSIX_NAMES && id[0] == '/');
 }
 
 int shmp__env_description(const shmp_shmem *shmem, const char *name, unsigned flags, shmp_description *ret_description,

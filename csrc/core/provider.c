@@ -21,11 +21,16 @@ static const struct {
 
 const shmp__ops *shmp__mechanism(unsigned row) { return table[row].ops; }
 
-static void release(shmp_provider *provider) {
-    if (provider->ops->end) provider->ops->end(provider);
+static void dispose(shmp_provider *provider) {
     if (provider->mark) (void)shmp__os_unmap(provider->mark, sizeof *provider->mark);
     shmp_provider_close(provider->inner);
+    free(provider->label);
     free(provider);
+}
+
+static void release(shmp_provider *provider) {
+    if (provider->ops->end) provider->ops->end(provider);
+    dispose(provider);
 }
 
 static int mark_process(shmp_provider *provider, shmp_error *reterr) {
@@ -58,6 +63,15 @@ static int check_options(const shmp__ops *ops, const shmp_provider_options *opti
     return 0;
 }
 
+static int set_label(shmp_provider *provider, shmp_error *reterr) {
+    const char *inner = shmp_provider_name(provider->inner);
+    size_t room = strlen(provider->ops->name) + strlen(inner) + sizeof "()";
+    provider->label = shmp__os_allocate(room);
+    if (!provider->label) return shmp__fail(reterr, SHMP_ENOMEM, "malloc", "%zu bytes", room);
+    snprintf(provider->label, room, "%s(%s)", provider->ops->name, inner);
+    return 0;
+}
+
 int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *options, shmp_provider **ret_provider,
                         shmp_error *reterr) {
     int result = check_options(ops, options, reterr);
@@ -73,7 +87,12 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
         shmp__atomic_add(&provider->inner->references, 1);
     }
     result = ops->route ? 0 : mark_process(provider, reterr); /* handles are of those it routes to */
-    if (result == 0 && ops->open) result = ops->open(provider, options, reterr);
+    if (result < 0) {
+        dispose(provider);
+        return result;
+    }
+    if (ops->open) result = ops->open(provider, options, reterr);
+    if (result == 0 && provider->inner && !ops->route) result = set_label(provider, reterr);
     if (result < 0)
         release(provider);
     else
@@ -81,16 +100,17 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
     return result;
 }
 
-static int open_named(const char *name, const char *said_by, const shmp_provider_options *options,
-                      shmp_provider **ret_provider, shmp_error *reterr) {
+int shmp__find_mechanism(const char *name, const char *said_by, const shmp__ops **ret_ops, shmp_error *reterr) {
     char names[100] = "std";
     for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
         size_t used = strlen(names);
         if (table[i].ops) snprintf(names + used, sizeof names - used, ", %s", table[i].name);
         if (strcmp(name, table[i].name) != 0) continue;
-        if (table[i].ops) return shmp__provider_open(table[i].ops, options, ret_provider, reterr);
-        return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
-                          name);
+        if (!table[i].ops)
+            return shmp__fail(reterr, SHMP_EUNAVAILABLE, said_by, "%s is a mechanism of other platforms: open \"std\"",
+                              name);
+        *ret_ops = table[i].ops;
+        return 0;
     }
     return shmp__fail(reterr, SHMP_EINVAL, said_by, "no provider is called \"%.40s\": take one of %s", name, names);
 }
@@ -100,15 +120,19 @@ static int open_std(const char *wanted, const shmp_provider_options *options, sh
                     shmp_error *reterr) {
     if (!wanted || !*wanted || strcmp(wanted, "std") == 0)
         return shmp__provider_open(&shmp__std_ops, options, ret_provider, reterr);
-    shmp_provider_options with_chosen = *options;
+    const shmp__ops *ops;
     int result = check_options(&shmp__std_ops, options, reterr);
-    if (result == 0) result = open_named(wanted, "SHMEM_PROVIDER", options, &with_chosen.inner, reterr);
+    if (result == 0) result = shmp__find_mechanism(wanted, "SHMEM_PROVIDER", &ops, reterr);
     if (result < 0) return result;
-    if (with_chosen.inner->ops->can & SHMP__CAN_SHARE)
-        result = shmp__provider_open(&shmp__std_ops, &with_chosen, ret_provider, reterr);
-    else
-        result =
-            shmp__fail(reterr, SHMP_EINVAL, "SHMEM_PROVIDER", "%s shares nothing: it is opened by name only", wanted);
+    if (!(ops->can & SHMP__CAN_SHARE))
+        return shmp__fail(reterr, SHMP_EINVAL, "SHMEM_PROVIDER", "%s is opened by name only: take another one", wanted);
+    shmp_provider_options with_chosen = *options, of_chosen = *options;
+    of_chosen.flags &= SHMP_KEEP_LEFTOVERS; /* it has no service */
+    of_chosen.timeout_ms = 0;
+    of_chosen.address = NULL;
+    result = shmp__provider_open(ops, &of_chosen, &with_chosen.inner, reterr);
+    if (result < 0) return result;
+    result = shmp__provider_open(&shmp__std_ops, &with_chosen, ret_provider, reterr);
     shmp_provider_close(with_chosen.inner);
     return result;
 }
@@ -136,7 +160,11 @@ int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_
     if (!name || !ret_provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_open", "NULL argument");
     int result = given ? take_options(given, &options, reterr) : 0;
     if (result < 0) return result;
-    if (strcmp(name, "std") != 0) return open_named(name, "shmp_provider_open", &options, ret_provider, reterr);
+    if (strcmp(name, "std") != 0) {
+        const shmp__ops *ops;
+        result = shmp__find_mechanism(name, "shmp_provider_open", &ops, reterr);
+        return result < 0 ? result : shmp__provider_open(ops, &options, ret_provider, reterr);
+    }
     if (options.inner) return shmp__fail(reterr, SHMP_EINVAL, "options.inner", "std wraps no other provider");
     return open_std(wanted, &options, ret_provider, reterr);
 }
@@ -147,6 +175,11 @@ const char *shmp__wanted_provider(char room[SHMP__WANTED_SIZE]) {
     if (!value) return NULL;
     snprintf(room, SHMP__WANTED_SIZE, "%s", value);
     return room;
+}
+
+const char *shmp__wanted_address(char room[SHMP__ENV_ROOM]) {
+    const char *value = shmp__os_is_privileged() ? NULL : shmp__os_getenv("SHMEM_SERVICE", room);
+    return value ? value : "";
 }
 
 int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
@@ -166,7 +199,15 @@ static shmp_provider *chosen(const shmp_provider *provider) {
     return own->ops->route ? own->ops->route(own, NULL, NULL) : own;
 }
 
-const char *shmp_provider_name(const shmp_provider *provider) { return chosen(provider)->ops->name; }
+const char *shmp_provider_name(const shmp_provider *provider) {
+    provider = chosen(provider);
+    return provider->label ? provider->label : provider->ops->name;
+}
+
+const shmp_provider *shmp__meant(const shmp_provider *provider) {
+    while (provider->inner && !provider->ops->accepts) provider = provider->inner;
+    return provider;
+}
 
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;

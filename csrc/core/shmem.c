@@ -270,9 +270,15 @@ static int unmap(shmp__mapping *mapping, shmp_error *reterr) {
     return result;
 }
 
-int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
+int shmp__disown(shmp_shmem *shmem, shmp_error *reterr) {
     int result = destroy(shmem, reterr);
-    shmem->flags = (shmem->flags & ~(unsigned)SHMP_OWNER) | SHMP__RETIRED;
+    shmem->flags &= ~(unsigned)SHMP_OWNER;
+    return result;
+}
+
+int shmp__retire(shmp_shmem *shmem, shmp_error *reterr) {
+    int result = shmp__disown(shmem, reterr);
+    shmem->flags |= SHMP__RETIRED;
     int failed = close_mapping(shmem->mapping, result < 0 ? NULL : reterr);
     return result < 0 ? result : failed;
 }
@@ -306,7 +312,7 @@ int shmp__is_owner(const shmp_shmem *shmem) { return shmem->flags & SHMP_OWNER &
 
 void *shmp_data(const shmp_shmem *shmem) { return shmem->data; }
 size_t shmp_size(const shmp_shmem *shmem) { return shmem->size; }
-const char *shmp_backend(const shmp_shmem *shmem) { return ops_of(shmem)->name; }
+const char *shmp_backend(const shmp_shmem *shmem) { return shmp__meant(shmem->mapping->provider)->ops->name; }
 
 int shmp_fileno(const shmp_shmem *shmem) {
     return ops_of(shmem)->fileno ? (ops_of(shmem)->fileno)(shmem->mapping) : -1;

@@ -9,7 +9,10 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +42,10 @@ void *shmp__os_enlarge(void *memory, size_t size) { return SYS_OR(NULL, realloc,
 long long shmp__os_now(void) { return (long long)time(NULL); }
 
 void shmp__os_pause(void) { (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); }
+
+void shmp__os_yield(void) { (void)sched_yield(); }
+
+void *shmp__os_thread(void) { return (void *)(uintptr_t)pthread_self(); }
 
 int shmp__os_has_ended(long pid) { return kill((pid_t)pid, 0) < 0 && errno == ESRCH; }
 

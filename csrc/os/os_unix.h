@@ -13,6 +13,8 @@ void *shmp__os_enlarge(void *memory, size_t size);
 
 long long shmp__os_now(void); /* seconds */
 void shmp__os_pause(void);    /* for a millisecond */
+void shmp__os_yield(void);    /* lets another thread go on */
+void *shmp__os_thread(void);  /* stands for this thread, also in a child that it forks */
 
 /* What a call that opens gave, or -errno; moved out of the way of who closed stdin, stdout or stderr, as others write
  * there. */

@@ -47,7 +47,18 @@
 #if !defined(SHMP_HAVE_SYSV)
 #define SHMP_HAVE_SYSV 0
 #endif
-#define SHMP_HAVE_UNIX (SHMP_HAVE_LINUX || SHMP_HAVE_BSD)
+#if SHMP_HAVE_LINUX || SHMP_HAVE_BSD
+#define SHMP_HAVE_UNIX 1
+#else
+#define SHMP_HAVE_UNIX 0
+#endif
+
+/* Where no mechanism by itself does what "std" promises: it is rc(served(...)), as with SHMP_SERVE. */
+#if defined(__APPLE__) || defined(__ANDROID__)
+#define SHMP_STD_IS_SERVED 1
+#else
+#define SHMP_STD_IS_SERVED 0
+#endif
 
 typedef int shmp__not_empty; /* C wants at least one declaration in the files that this platform leaves out */
 

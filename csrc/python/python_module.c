@@ -1,6 +1,8 @@
 /* The extension module shmem_providers._binding: cffi's generated `ffi` and `lib`, and our types. */
 #include "python/python_types.h"
 
+#include "os/platform.h"
+
 /* The generated file's own init function becomes a private one that ours calls. */
 #undef PyMODINIT_FUNC
 #define PyMODINIT_FUNC static PyObject *
@@ -16,7 +18,8 @@ Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void);
 Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void) {
     PyObject *module = init_cffi();
     if (!module) return NULL;
-    if (shmpy_add_provider_type(module) < 0 || shmpy_add_shmem_type(module) < 0) {
+    if (shmpy_add_provider_type(module) < 0 || shmpy_add_shmem_type(module) < 0 || shmpy_add_service_type(module) < 0 ||
+        shmpy_add_fork_functions(module) < 0) {
         Py_DECREF(module);
         return NULL;
     }

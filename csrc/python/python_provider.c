@@ -122,14 +122,25 @@ static PyTypeObject *shmem_type_of(PyTypeObject *type) {
     return NULL;
 }
 
+/* Of an object that has its handle already; not by comparing with the type, which each interpreter has its own of. */
+static int is_provider_type(PyTypeObject *type);
+
+shmp_provider *shmpy_provider_handle(PyObject *object, const char *method) {
+    shmp_provider *handle = is_provider_type(Py_TYPE(object)) ? ((ProviderObject *)object)->handle : NULL;
+    if (!handle) PyErr_Format(PyExc_TypeError, "%s: inner %R: it is to be a ShMemProvider", method, object);
+    return handle;
+}
+
 static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"name", "flags", NULL};
+    static char *names[] = {"name", "flags", "inner", "address", "timeout_ms", NULL};
     const char *name;
-    PyObject *flags = NULL;
+    PyObject *flags = NULL, *inner = Py_None;
     shmp_provider_options options = {.struct_size = sizeof options};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s|O", names, &name, &flags) ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s|OOzI", names, &name, &flags, &inner, &options.address,
+                                     &options.timeout_ms) ||
         (flags && to_unsigned("ShMemProvider", "flags", flags, 0, UINT_MAX, "SHMP_... flags are an unsigned int",
-                              &options.flags) < 0))
+                              &options.flags) < 0) ||
+        (inner != Py_None && !(options.inner = shmpy_provider_handle(inner, name))))
         return NULL;
     PyTypeObject *shmem_type = shmem_type_of(type);
     if (!shmem_type) return NULL;
@@ -140,18 +151,22 @@ static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject 
     shmp_error error;
     int result;
     Py_BEGIN_ALLOW_THREADS
-    result = shmp__provider_open_wanted(name, wanted, &options, &handle, &error);
+    if (options.inner && strcmp(name, "std") == 0) /* which creates with what Python has found */
+        result = shmp__provider_open(&shmp__std_ops, &options, &handle, &error);
+    else
+        result = shmp__provider_open_wanted(name, wanted, &options, &handle, &error);
     Py_END_ALLOW_THREADS
     ProviderObject *self = result == 0 ? (ProviderObject *)PyType_GenericAlloc(type, 0) : NULL;
     if (self) {
         self->handle = handle;
         self->shmem_type = shmem_type;
+        shmpy_watch(handle);
         return (PyObject *)self;
     }
     if (result < 0)
         shmpy_raise(&error);
     else
-        shmp_provider_close(handle);
+        shmpy_release_provider(handle);
     Py_DECREF((PyObject *)shmem_type);
     return NULL;
 }
@@ -160,10 +175,16 @@ static void provider_dealloc(PyObject *object) {
     ProviderObject *self = (ProviderObject *)object;
     PyTypeObject *type = Py_TYPE(object);
     PyObject_GC_UnTrack(object);
-    shmp_provider_close(self->handle);
+    shmpy_release_provider(self->handle);
     Py_XDECREF((PyObject *)self->shmem_type);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
+}
+
+static int is_provider_type(PyTypeObject *type) {
+    while (type && PyType_GetSlot(type, Py_tp_dealloc) != (void *)provider_dealloc)
+        type = PyType_GetSlot(type, Py_tp_base);
+    return !!type;
 }
 
 /* A class can have its provider. There is nothing to clear: the class clears its attributes. */
@@ -186,15 +207,30 @@ static int make_named(shmp_provider *provider, const shmp_description *what, uns
     return shmp_create_named(provider, what->id, what->size, flags, ret_shmem, reterr);
 }
 
+/* Whether a subclass has found a service in the place of one that is lost: what failed is then tried again. */
+static int find_service(PyObject *self) {
+    if (!PyObject_HasAttrString(self, "_find_service")) return 0;
+    PyObject *found = PyObject_CallMethod(self, "_find_service", NULL);
+    int result = found ? PyObject_IsTrue(found) : -1;
+    Py_XDECREF(found);
+    return result;
+}
+
 static PyObject *make(PyObject *object, maker maker, const shmp_description *what, unsigned flags) {
     ProviderObject *self = (ProviderObject *)object;
     shmp_shmem *handle;
     shmp_error error;
-    int result;
+    int result, found;
     shmpy_look();
-    Py_BEGIN_ALLOW_THREADS
-    result = maker(self->handle, what, flags, &handle, &error);
-    Py_END_ALLOW_THREADS
+    for (int is_again = 0;; is_again = 1) {
+        Py_BEGIN_ALLOW_THREADS
+        result = maker(self->handle, what, flags, &handle, &error);
+        Py_END_ALLOW_THREADS
+        if (result != -SHMP_ESERVICE || is_again || maker == shmp_attach) break;
+        found = find_service(object);
+        if (found < 0) return NULL;
+        if (found == 0) break;
+    }
     return result < 0 ? shmpy_raise(&error) : shmpy_shmem_own(self->shmem_type, handle);
 }
 
@@ -404,18 +440,33 @@ static PyObject *reap(PyObject *self, PyObject *dry_run) {
     return shmpy_collected(&segments, result, to_tuple, &error);
 }
 
+/* Until its post_fork(), other threads' forks wait, as they do for those of this one that os.fork() announces. */
 static PyObject *pre_fork(PyObject *self, PyObject *unused) {
+    shmp_provider *handle = ((ProviderObject *)self)->handle;
     shmp_error error;
+    int result;
     (void)unused;
-    if (shmp_pre_fork(((ProviderObject *)self)->handle, &error) < 0) return shmpy_raise(&error);
-    Py_RETURN_NONE;
+    if (!shmpy_hears_of_forks(handle)) Py_RETURN_NONE;
+    shmpy_fork_lock();
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_pre_fork(handle, &error);
+    Py_END_ALLOW_THREADS
+    if (result == 0) Py_RETURN_NONE;
+    shmpy_fork_unlock();
+    return shmpy_raise(&error);
 }
 
 static PyObject *post_fork(PyObject *self, PyObject *is_child) {
+    shmp_provider *handle = ((ProviderObject *)self)->handle;
     shmp_error error;
-    int truth = PyObject_IsTrue(is_child);
+    int truth = PyObject_IsTrue(is_child), result;
     if (truth < 0) return NULL;
-    if (shmp_post_fork(((ProviderObject *)self)->handle, truth, &error) < 0) return shmpy_raise(&error);
+    if (!shmpy_hears_of_forks(handle)) Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    result = shmp_post_fork(handle, truth, &error);
+    Py_END_ALLOW_THREADS
+    shmpy_fork_unlock();
+    if (result < 0) return shmpy_raise(&error);
     Py_RETURN_NONE;
 }
 
@@ -472,11 +523,14 @@ static PyMethodDef methods[] = {
     {"_reap", reap, METH_O, NULL},
     {"_limits", limits, METH_NOARGS, NULL},
     {"pre_fork", pre_fork, METH_NOARGS,
-     "pre_fork($self, /)\n--\n\nAnnounce a fork. The plain providers need no announcement."},
+     "pre_fork($self, /)\n--\n\nAnnounce a fork, as os.fork() does by itself: both together count as one.\n\nUntil "
+     "`post_fork`, other threads wait that fork or use the provider. The plain ones need no announcement."},
     {"_open_fd", open_located, METH_VARARGS, NULL},
     {"_attach_fd", from_fd, METH_VARARGS, NULL},
     {"post_fork", post_fork, METH_O,
-     "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child."},
+     "post_fork($self, is_child, /)\n--\n\nTell that this process has forked, in the parent and in the child; "
+     "os.fork() "
+     "does so by itself."},
     {"__class_getitem__", class_getitem, METH_O | METH_CLASS, NULL},
     {NULL, NULL, 0, NULL},
 };

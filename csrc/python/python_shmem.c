@@ -188,7 +188,7 @@ static void shmem_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     shmp_error error;
     if (self->handle && close_handle(self, &error) < 0) report_unraisable(&error, (PyObject *)type);
-    shmp_provider_close(self->provider);
+    shmpy_release_provider(self->provider);
     Py_XDECREF(self->failure);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);

@@ -10,6 +10,8 @@
 /* Add the types to the module; -1: an exception is set. */
 int shmpy_add_provider_type(PyObject *module);
 int shmpy_add_shmem_type(PyObject *module);
+int shmpy_add_service_type(PyObject *module);
+int shmpy_add_fork_functions(PyObject *module);
 
 /* Raises what shmem_providers._errors makes of it; returns NULL. */
 PyObject *shmpy_raise(const shmp_error *error);
@@ -40,6 +42,9 @@ PyObject *shmpy_shmem_own(PyTypeObject *type, shmp_shmem *handle);
 /* Whether its objects are laid out as a _binding.ShMem. */
 int shmpy_is_shmem_type(PyTypeObject *type);
 
+/* The handle of an object that is laid out as a _binding.Provider; NULL with a TypeError that names `method`. */
+shmp_provider *shmpy_provider_handle(PyObject *object, const char *method);
+
 /* Keeps the handle from being released; NULL with an exception when it is closed. No Python code may run until it is
  * unpinned. */
 shmp_shmem *shmpy_shmem_pin(PyObject *self);
@@ -47,5 +52,20 @@ void shmpy_shmem_unpin(PyObject *self);
 
 /* Lets go of what was sent to other processes and has been read, if anything was sent. */
 void shmpy_look(void);
+
+/* Held while this process forks, and by what a child must not find half done. A thread can take it more than once. */
+void shmpy_fork_lock(void);
+void shmpy_fork_unlock(void);
+
+/* Has os.fork() tell a provider, if it wants to hear of forks, as long as anything but this has a reference. */
+void shmpy_watch(shmp_provider *provider);
+int shmpy_hears_of_forks(const shmp_provider *provider);
+
+/* shmp_provider_close, of whatever may be watched; NULL is fine. */
+void shmpy_release_provider(shmp_provider *provider);
+
+/* The same for all services that run. The caller has the lock. */
+void shmpy_services_pre_fork(void);
+void shmpy_services_post_fork(int is_child);
 
 #endif

@@ -7,26 +7,41 @@
         view = memoryview(shm)              # zero-copy, as numpy.frombuffer(shm, "u1")
 
 Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_ids`, `_errors`,
-`_cursor`, `_handover` (pickles), `__main__` and `_doctor` (the command line), `_library` (the C library's
+`_service` and `_serve` (services), `_cursor`, `_handover` (pickles and forks), `__main__` and `_doctor` (the command line), `_library` (the C library's
 folders). `_binding` is the C extension.
 """
 
 from shmem_providers import _handover
 from shmem_providers._binding import ffi, lib
 from shmem_providers._cursor import ShMemCursor
-from shmem_providers._errors import InvalidIdError, ProviderUnavailableError, ShMemError, SizeMismatchError
+from shmem_providers._errors import (
+    InvalidIdError,
+    ProviderUnavailableError,
+    ServiceError,
+    ShMemError,
+    SizeMismatchError,
+)
 from shmem_providers._ids import ShMemDescription, ShMemId
 from shmem_providers._library import get_cmake_dir, get_include, get_library_dir
 from shmem_providers._providers import (
     MemfdShMemProvider,
     MmapShMemProvider,
     NopShMemProvider,
+    RcShMemProvider,
+    ServedShMemProvider,
     ShMemProvider,
     StdShMemProvider,
     UnixShMemProvider,
     Win32ShMemProvider,
     available_providers,
     open_provider,
+)
+from shmem_providers._service import (
+    LIBAFL_SERVICE_ADDRESS,
+    DummyShMemService,
+    ServiceStats,
+    ShMemService,
+    StdShMemService,
 )
 from shmem_providers._shmem import ShMem
 
@@ -35,19 +50,27 @@ _handover.adopt()
 __version__: str = ffi.string(lib.shmp_version()).decode()
 
 __all__ = [
+    "DummyShMemService",
     "InvalidIdError",
+    "LIBAFL_SERVICE_ADDRESS",
     "MemfdShMemProvider",
     "MmapShMemProvider",
     "NopShMemProvider",
     "ProviderUnavailableError",
+    "RcShMemProvider",
+    "ServedShMemProvider",
+    "ServiceError",
+    "ServiceStats",
     "ShMem",
     "ShMemCursor",
     "ShMemDescription",
     "ShMemError",
     "ShMemId",
     "ShMemProvider",
+    "ShMemService",
     "SizeMismatchError",
     "StdShMemProvider",
+    "StdShMemService",
     "UnixShMemProvider",
     "Win32ShMemProvider",
     "available_providers",

@@ -19,11 +19,15 @@ def _open_outputs() -> None:
 
 
 def main() -> None:
-    """Run the command line, which needs the extra ``[cli]`` for all but the C library's flags."""
+    """Run the command line, which needs the extra ``[cli]`` for all but ``serve`` and the C library's flags."""
     _open_outputs()
     if sys.argv[1:] and sys.argv[1].startswith(_library.FLAGS):
         _library.print_flags()
         return
+    if sys.argv[1:2] == ["serve"]:
+        from shmem_providers import _serve
+
+        sys.exit(_serve.main(sys.argv[2:]))
     try:
         from shmem_providers._cli import app
     except ModuleNotFoundError as missing:

@@ -24,8 +24,10 @@ class _Lib:
     SHMP_EUNSUPPORTED: int
     SHMP_ENOMEM: int
     SHMP_EOS: int
+    SHMP_ESERVICE: int
     SHMP_FD_IDS: int
     SHMP_KEEP_LEFTOVERS: int
+    SHMP_SERVE: int
     SHMP_READ_ONLY: int
     SHMP_RESERVE: int
     SHMP_INHERIT: int
@@ -77,18 +79,36 @@ class _Lib:
     def shmp_list(self, provider: Any, visit: Any, context: Any, reterr: Any) -> int: ...
     def shmp_reap(self, provider: Any, flags: int, visit: Any, context: Any, reterr: Any) -> int: ...
     def shmp_users(self, shmem: Any, visit: Any, context: Any, reterr: Any) -> int: ...
+    def shmp_service_start(self, inner: Any, options: Any, ret_service: Any, reterr: Any) -> int: ...
+    def shmp_service_stop(self, service: Any, reterr: Any) -> int: ...
+    def shmp_service_address(self, service: Any) -> Any: ...
+    def shmp_service_wait(self, service: Any, timeout_ms: int) -> int: ...
+    def shmp_service_pre_fork(self, service: Any, reterr: Any) -> int: ...
+    def shmp_service_post_fork(self, service: Any, is_child: int, reterr: Any) -> int: ...
+    def shmp_service_get_stats(self, service: Any, ret_stats: Any, reterr: Any) -> int: ...
     def shmp_abi_version(self) -> int: ...
     def shmp_version(self) -> Any: ...
 
 lib: _Lib
 ffi: Any
+std_is_served: int  # whether "std" needs a service on this platform
+
+def _before_fork() -> None: ...
+def _after_fork(is_child: bool, /) -> None: ...
 
 class Provider(Generic[S]):
     """Owns a C provider. `ShMemProvider` is its Python half."""
 
     _shmem_type: type[S]
 
-    def __new__(cls, name: str, flags: int = 0) -> Self: ...
+    def __new__(
+        cls,
+        name: str,
+        flags: int = 0,
+        inner: Provider[Any] | None = None,
+        address: str | None = None,
+        timeout_ms: int = 0,
+    ) -> Self: ...
     @property
     def name(self) -> str:
         """The mechanism; for std the chosen one."""
@@ -144,9 +164,12 @@ class Provider(Generic[S]):
     def _reap(self, dry_run: bool, /) -> list[Listed]: ...
     def _limits(self) -> tuple[int, int, str]: ...
     def pre_fork(self) -> None:
-        """Announce a fork. The plain providers need no announcement."""
+        """Announce a fork, as os.fork() does by itself: both together count as one.
+
+        Until `post_fork`, other threads wait that fork or use the provider. The plain ones need no announcement.
+        """
     def post_fork(self, is_child: bool) -> None:
-        """Tell that this process has forked, in the parent and in the child."""
+        """Tell that this process has forked, in the parent and in the child; os.fork() does so by itself."""
     def _open_fd(self, locator: str, read_only: bool) -> int: ...
     def _attach_fd(self, fd: int, id: str, size: int, read_only: bool) -> S: ...
 
@@ -193,6 +216,7 @@ class ShMem:
     @classmethod
     def _failed(cls, exception: BaseException) -> Self: ...
     def _locate(self) -> tuple[str, int]: ...
+    def _service(self) -> str: ...
     @classmethod
     def _keep(cls, shm: ShMem, /) -> Self: ...
     def _has_name(self) -> bool: ...
@@ -217,3 +241,29 @@ class ShMem:
     def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...
+
+class Service:
+    """Owns a running C service. `ShMemService` is its Python half."""
+
+    def __new__(
+        cls,
+        inner: Provider[Any] | None,
+        address: str | None,
+        flags: int = 0,
+        linger_ms: int = 0,
+        idle_ms: int = 0,
+        fork_timeout_ms: int = 0,
+        max_clients: int = 0,
+        max_frame: int = 0,
+        max_segments: int = 0,
+        max_bytes: int = 0,
+    ) -> Self: ...
+    @property
+    def address(self) -> str:
+        """Where it is."""
+    def stop(self) -> None:
+        """Stop it, and wait until it has ended."""
+    def wait(self, milliseconds: int, /) -> bool:
+        """Wait until it has ended, for ever if the number is negative; tell whether it has."""
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """Give clients, segments, bytes, connections so far, requests and refused ones."""

@@ -64,14 +64,24 @@ _OTHER_NAMESPACE = (
 _providers: dict[tuple[str, type[ShMem]], ShMemProvider] = {}
 
 
-def _provider(name: str, cls: type[ShMem] | None = None) -> ShMemProvider:
-    """Give this process's provider of that name, opened at its first use, that makes segments of that class."""
-    key = name, cls or ShMem
+def _source(shm: _binding.ShMem) -> str:
+    """Give who has it: the provider's name; of what a service has also where that is: ``served@<address>``."""
+    address = shm._service()
+    if not address:
+        return shm.provider_name
+    return f"{shm.provider_name}@{address if address.startswith('@') else os.path.abspath(address)}"
+
+
+def _provider(source: str, cls: type[ShMem] | None = None) -> ShMemProvider:
+    """Give this process's provider for that, opened at its first use, that makes segments of that class."""
+    key = source, cls or ShMem
     if key not in _providers:
-        if key[1] is ShMem:
-            opened = open_provider(name)
+        name, _, address = source.partition("@")
+        if key[1] is not ShMem:
+            made = type("_Provider", (ShMemProvider,), {"_shmem_type": cls, "__slots__": ()})
+            opened = made(name, 0, None, address) if address else made(name)
         else:
-            opened = type("_Provider", (ShMemProvider,), {"_shmem_type": cls, "__slots__": ()})(name)
+            opened = open_provider(name, address=address) if address else open_provider(name)
         return _providers.setdefault(key, opened)
     return _providers[key]
 
@@ -126,7 +136,7 @@ class _Ledger:
             made = provider.new_shmem(_LEDGER_SIZE)
         with made:
             made[:] = bytes(_LEDGER_SIZE)  # the page is there: no reader can want it in vain
-            self.address = provider.name, made.id.as_str()
+            self.address = _source(made), made.id.as_str()
             self.page = _binding.ShMem._keep(made)
         self.count = 0  # of messages so far
         self.unread = 0
@@ -161,7 +171,7 @@ class _Outbox:
 
     def keep(self, shm: ShMem) -> tuple[str, str, int, tuple[str, str], int]:
         """Give the message: id, locator, pid namespace, the ledger's provider and id, and the number in it."""
-        name = shm.provider_name
+        name = _source(shm)
         _check_shared(shm)
         locator = _locate(shm)
         id = "" if name == "memfd" else _name(shm) if name == "posix" else shm._describe()[0]
@@ -246,7 +256,7 @@ def _send(shm: ShMem) -> tuple[Any, ...]:
     cls = None if type(shm) is ShMem else type(shm)
     try:
         message = _outbox.keep(shm)
-        what = shm.provider_name, shm.size, shm.readonly
+        what = _source(shm), shm.size, shm.readonly
     except Exception as failure:
         threading = sys.modules.get("threading")
         if not threading or threading.current_thread().name != "QueueFeederThread":
@@ -286,7 +296,7 @@ def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     if not id:
         id, size = shm._describe()
     cls = None if type(shm) is ShMem else type(shm)
-    return _with_state(shm, _rebuild, (cls, shm.provider_name, id, size, shm.readonly))
+    return _with_state(shm, _rebuild, (cls, _source(shm), id, size, shm.readonly))
 
 
 # ---- The reader
@@ -425,8 +435,9 @@ def _leave_to_parent() -> bool:
     return True
 
 
-# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor or a System V
-# id, the path to remove at its end, or -, and its messages: "<line of the ledger>:<number>". Ledgers have none.
+# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor, a System V id,
+# or a service's address (quoted) with what it is asked for (docs/service.md) in hexadecimal; the path to remove at its
+# end, or -; and its messages: "<line of the ledger>:<number>". Ledgers have none.
 _KEEPER = r"""
 import os, select, signal, sys, time
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP): signal.signal(number, signal.SIG_IGN)
@@ -435,11 +446,23 @@ class Held:
     def __init__(self, line):
         kind, what, self.path, *self.unread = line.split()
         self.fd, self.at = int(what) if kind == "fd" else -1, None
+        if kind == "served": self.ask(*what.split("?"))
         if kind == "sysv":
             import ctypes
             self.libc = ctypes.CDLL(None)
             self.libc.shmat.restype = self.pointer = ctypes.c_void_p
             self.at, self.string_at = self.libc.shmat(int(what), None, 0), ctypes.string_at
+    def ask(self, address, requests):
+        import socket
+        from urllib.parse import unquote
+        address = unquote(address)
+        self.client = socket.socket(socket.AF_UNIX)
+        self.client.settimeout(5)
+        self.client.connect("\0" + address[1:] if address[0] == "@" else address)
+        for request in requests.split("+"):
+            self.client.sendall(bytes.fromhex(request))
+            fds = socket.recv_fds(self.client, 20, 1)[1]
+        (self.fd,) = fds
     def text(self):
         return self.string_at(self.at, 4096) if self.fd < 0 else os.pread(self.fd, 4096, 0)
     def let_go(self):
@@ -477,6 +500,14 @@ for held in kept + ledgers: held.let_go()
 """
 
 
+def _request_of(page: _binding.ShMem) -> str:
+    """Give what a keeper asks the service: Hello, and ExistingMap, whose size no service looks at."""
+    from urllib.parse import quote
+
+    id = page._describe()[0].partition(":")[0].encode()
+    return f"{quote(_source(page).partition('@')[2])}?0000000103+000000160101{id.ljust(20, bytes(1)).hex()}"
+
+
 def _start_keeper() -> bool:
     import subprocess
     from multiprocessing import spawn
@@ -488,8 +519,12 @@ def _start_keeper() -> bool:
     lines, fds = [], []
 
     def hold(page: _binding.ShMem, name: str, unread: list[str]) -> None:
-        what = ["sysv", page._describe()[0]] if page.provider_name == "sysv" else ["fd", str(page.fileno())]
-        if what[0] == "fd":
+        if page.provider_name == "sysv":
+            what = ["sysv", page._describe()[0]]
+        elif page._service():
+            what = ["served", _request_of(page)]
+        else:
+            what = ["fd", str(page.fileno())]
             fds.append(page.fileno())
         lines.append(" ".join([*what, f"/dev/shm{name}" if name else "-", *unread]))
 
@@ -551,10 +586,17 @@ def _end_with(util: Any) -> None:
 def _before_fork() -> None:
     adopt()
     _outbox.lock.acquire()
+    _binding._before_fork()
+
+
+def _in_parent() -> None:
+    _binding._after_fork(False)
+    _outbox.lock.release()
 
 
 def _in_child() -> None:
     """Begin anew: what was sent before is the parent's to keep."""
+    _binding._after_fork(True)  # first, so that providers know what process closes here
     _outbox.lock = RLock()
     _outbox.is_busy = False
     _outbox.namespace = 0
@@ -564,4 +606,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _outbox.lock.release(), after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

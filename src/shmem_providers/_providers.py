@@ -7,7 +7,7 @@ import os
 
 from shmem_providers import _binding
 from shmem_providers._binding import ffi, lib
-from shmem_providers._errors import error_from
+from shmem_providers._errors import ServiceError, error_from
 from shmem_providers._ids import ShMemDescription
 from shmem_providers._shmem import ShMem, size_of_ctype
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from typing_extensions import Buffer
+
+
+def milliseconds(method: str, name: str, seconds: float) -> int:
+    """Give a time limit as the C library has it; what is not 0 does not become it."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{method}: {name} {seconds!r}: a number of seconds")
+    if not 0 <= seconds <= 4_000_000:
+        raise ValueError(f"{method}: {name} {seconds!r}: from 0 to 4,000,000 seconds")
+    return max(round(seconds * 1000), seconds > 0)
 
 
 class ShMemProvider(_binding.Provider[ShMem]):
@@ -106,13 +115,45 @@ class StdShMemProvider(ShMemProvider):
 
     The choice is made by trying, once; ``SHMEM_PROVIDER=<name>`` in the environment overrides it.
     `name` is the chosen one's. It attaches to every provider's segments, by the shape of the id.
+
+    On macOS and Android it is ``rc(served(...))``, whose segments a service hands out: this user's, which is looked
+    for, or started as a process of its own (``shmem-providers serve --idle 10``).
+
+    Args:
+        served: do as on macOS on every Unix.
+
     """
 
-    __slots__ = ()
+    __slots__ = ("_is_served",)
 
-    def __new__(cls) -> Self:
-        """Raise `ProviderUnavailableError` when nothing works here."""
-        return super().__new__(cls, "std")
+    def __new__(cls, *, served: bool = False) -> Self:
+        """Raise `ProviderUnavailableError` when nothing works here, `ServiceError` when no service can be started."""
+        is_served = served or (_binding.std_is_served and not os.environ.get("SHMEM_PROVIDER"))
+        self = cls._open_served() if is_served else super().__new__(cls, "std")
+        self._is_served = is_served
+        return self
+
+    @classmethod
+    def _open_served(cls) -> Self:
+        try:
+            served = ServedShMemProvider()
+        except ServiceError:
+            from shmem_providers._serve import start_process
+
+            start_process()
+            served = ServedShMemProvider()
+        return super().__new__(cls, "std", 0, RcShMemProvider(served))
+
+    def _find_service(self) -> bool:
+        """Have a service run again, if this is served. The binding calls it when none answered, and then tries again."""
+        if self._is_served:
+            from shmem_providers._serve import start_process
+
+            start_process()
+        return self._is_served
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen_std, (type(self), self._is_served and not _binding.std_is_served)
 
 
 class MemfdShMemProvider(ShMemProvider):
@@ -231,6 +272,64 @@ class NopShMemProvider(ShMemProvider):
         return super().__new__(cls, "nop")
 
 
+class ServedShMemProvider(ShMemProvider):
+    """The client of a service (`ShMemService`), which makes segments and hands out their descriptors.
+
+    An id works in every process that asks the same service, as long as any client has the segment, and the service's
+    ``linger`` after that. What is mapped stays valid whatever becomes of the service; a lost one is a `ServiceError` at
+    the next call, and one that runs in its place is found by itself.
+
+    Args:
+        inner: maps the descriptors that come: memfd or posix; None is the best that has descriptors.
+        address: the service's: a path, or ``@name`` (Linux); None is what ``SHMEM_SERVICE`` says in the environment, and
+            without it this user's own.
+        timeout: seconds that a call waits for the service.
+
+    """
+
+    __slots__ = ("_arguments",)
+
+    def __new__(cls, inner: ShMemProvider | None = None, address: str | None = None, *, timeout: float = 5.0) -> Self:
+        """Raise `ServiceError` when no service answers there."""
+        limit = milliseconds("ServedShMemProvider", "timeout", timeout)
+        self = super().__new__(cls, "served", 0, inner, address, limit)
+        self._arguments = inner, address, timeout
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen_served, (type(self), *self._arguments)
+
+
+class RcShMemProvider(ShMemProvider):
+    """Any provider, counted and made ready for fork: a child holds what it inherits before its parent goes on.
+
+    Args:
+        inner: the provider; None is what `StdShMemProvider` chooses.
+
+    """
+
+    __slots__ = ("_inner",)
+
+    def __new__(cls, inner: ShMemProvider | None = None) -> Self:
+        """Raise `ProviderUnavailableError` on Windows, which has no fork."""
+        self = super().__new__(cls, "rc", 0, inner)
+        self._inner = inner
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._inner,)
+
+
+def _reopen_std(cls: type[StdShMemProvider], served: bool) -> StdShMemProvider:
+    return cls(served=True) if served else cls()
+
+
+def _reopen_served(
+    cls: type[ServedShMemProvider], inner: ShMemProvider | None, address: str | None, timeout: float
+) -> ServedShMemProvider:
+    return cls(inner, address, timeout=timeout)
+
+
 _CLASSES: dict[str, type[ShMemProvider]] = {
     "std": StdShMemProvider,
     "memfd": MemfdShMemProvider,
@@ -238,15 +337,18 @@ _CLASSES: dict[str, type[ShMemProvider]] = {
     "sysv": UnixShMemProvider,
     "win32": Win32ShMemProvider,
     "nop": NopShMemProvider,
+    "served": ServedShMemProvider,
+    "rc": RcShMemProvider,
 }
 
 
 def open_provider(name: str, **options: Any) -> ShMemProvider:
-    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv``, ``win32`` or ``nop``.
+    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv``, ``win32``, ``nop``, ``served`` or ``rc``.
 
     Args:
-        name: the provider.
-        **options: its class's arguments, such as ``fd_ids=True``.
+        name: the provider, or ``outer(inner)`` as `ShMemProvider.name` has it, such as ``rc(served(memfd))``.
+        **options: its class's arguments, such as ``fd_ids=True`` or ``address=...``; those of an ``rc(...)``, which has
+            none, are the inner one's.
 
     Raises:
         ValueError: no provider is called that.
@@ -254,8 +356,18 @@ def open_provider(name: str, **options: Any) -> ShMemProvider:
 
     """
     if name not in _CLASSES:
+        outer, _, inner = name.partition("(") if isinstance(name, str) else ("", "", "")
+        if outer == "rc" and inner.endswith(")"):
+            return RcShMemProvider(open_provider(inner[:-1], **options))
+        if outer == "served" and inner.endswith(")"):
+            return ServedShMemProvider(open_with_descriptors(inner[:-1]), **options)
         return ShMemProvider(name)
     return _CLASSES[name](**options)
+
+
+def open_with_descriptors(name: str) -> ShMemProvider:
+    """Open one for segments that come as descriptors."""
+    return open_provider(name, fd_ids=True) if name in ("memfd", "posix") else open_provider(name)
 
 
 def probe_providers() -> Iterator[tuple[str, Exception | None]]:
