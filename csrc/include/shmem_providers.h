@@ -398,55 +398,71 @@ SHMP_API int shmp_users(const shmp_shmem *shmem, shmp_user_visitor visit, void *
 /* ---- A service: segments that no kernel manages ------------------------------------------- */
 
 /** Creates segments for clients ("served" providers, and those of the Rust crate) and hands out their descriptors. It
- *  runs in a thread of its own, keeps descriptors and no mappings, and drops what a client held when that one ends. */
+ *  runs in a thread of its own, which no signal is delivered to, and keeps descriptors, of its clients and of their
+ *  segments, and no mappings. What a client held it drops when that one ends. No client can hold up another one.
+ *  A request that cannot be met is answered with a negative number, -SHMP_E...: -SHMP_EOS: the process has no
+ *  descriptor left (ulimit -n), or the segment cannot be made; -SHMP_ESERVICE: a limit below, or
+ *  a million references in all. Who sends what is no request is disconnected. */
 typedef struct shmp_service shmp_service;
 
 /** Zero it, then set struct_size = sizeof(shmp_service_options); 0 is a default everywhere. It may grow at its end. */
 typedef struct shmp_service_options {
     size_t struct_size;
-    unsigned flags;               /* SHMP_ANY_USER: serve every user, not this one and root alone */
-    unsigned linger_ms;           /* a segment stays that long after its last client let go of it */
-    unsigned idle_ms;             /* the service ends when it had no client for so long; 0: never */
-    unsigned fork_timeout_ms;     /* what a client announced for its child (PreFork) is kept that long; 60,000 */
-    unsigned max_clients;         /* connections at once */
-    unsigned max_frame;           /* bytes of a request */
-    unsigned max_segments;        /* references that one client may hold */
-    unsigned reserved;            /* 0 */
-    unsigned long long max_bytes; /* in all segments that one client made */
-    const char *address;          /* a path, or "@name" of an abstract socket (Linux); NULL: this user's own */
+    unsigned flags;           /* SHMP_ANY_USER: serve every user, not this one and root alone */
+    unsigned linger_ms;       /* a segment stays that long after its last client let go of it, unless descriptors run
+                                 short; 0: it does not */
+    unsigned idle_ms;         /* the service ends when it had no client, and nothing that lingers, for so long;
+                                 0: never */
+    unsigned fork_timeout_ms; /* what a client announced for its child (PreFork) is kept that long; 60,000 */
+    unsigned max_clients;     /* connections at once; 4,096. One more takes the place of the one that asked for
+                                 nothing for the longest time since it came; if all have asked, it is refused */
+    unsigned max_frame;       /* bytes of a request; 4,096. All that there are have fewer than 40 */
+    unsigned max_segments;    /* references that one client may hold, and segments that linger; 65,536 */
+    unsigned reserved;        /* 0 */
+    unsigned long long max_bytes; /* in all segments that one client holds, and in those that linger; 2^40 */
+    const char *address;          /* a path, or "@name" of an abstract socket (Linux): at most 103 bytes; NULL: this
+                                     user's own (Linux: "@shmem_providers_<uid>"; others: in a folder of his) */
 } shmp_service_options;
 
-/** Start a service.
+/** Start a service. Each client takes a descriptor of this process, and so does each segment.
+ *  A path is made with the permissions 0600, or 0666 with SHMP_ANY_USER. The socket of a service that has ended is
+ *  replaced, which nothing else of that name ever is.
  *  @param inner  makes the segments: memfd, posix (ashmem); NULL: the best that has descriptors. The service keeps it
- *                open.
+ *                open, or one like it that gives its segments no names.
  *  @return 0; -SHMP_ESERVICE, os_error EADDRINUSE: a living one has that address, which clients then use;
- *          -SHMP_EUNSUPPORTED `inner` has no descriptors; -SHMP_EINVAL; -SHMP_ENOMEM; -SHMP_EOS. Since 0.2. */
+ *          -SHMP_EUNSUPPORTED `inner` has no descriptors, or Windows; -SHMP_EUNAVAILABLE nothing here has;
+ *          -SHMP_EINVAL; -SHMP_ENOMEM; -SHMP_EOS. Since 0.2. */
 SHMP_API int shmp_service_start(shmp_provider *inner, const shmp_service_options *options, shmp_service **ret_service,
                                 shmp_error *reterr);
 
 /** Stop it and free the handle; NULL is fine. Its clients keep what they mapped. In a forked child this closes the
- *  child's copies alone. Excludes every other use of the handle.
- *  @return 0; -SHMP_EOS. Since 0.2. */
+ *  child's copies alone; of one that was forked without shmp_service_pre_fork() some may stay open. Excludes every
+ *  other use of the handle.
+ *  @return 0. Since 0.2. */
 SHMP_API int shmp_service_stop(shmp_service *service, shmp_error *reterr);
 
 /** Where it is, as options.address takes it. Valid until shmp_service_stop(). */
 SHMP_API const char *shmp_service_address(const shmp_service *service);
 
-/** Wait until it ended by itself: idle, or told so by a client of this process.
- *  @return 1 it has; 0 it still runs after timeout_ms. Since 0.2. */
+/** Wait until it ended by itself: idle, or told so (Exit) by a client of the process that started it.
+ *  @return 1 it has, or runs in another process: this one is a child of it; 0 it still runs after
+ *          timeout_ms. Since 0.2. */
 SHMP_API int shmp_service_wait(shmp_service *service, unsigned timeout_ms);
 
 /** Hold the service still around fork(), so that the child has no descriptor of it: call them as shmp_pre_fork() and
- *  shmp_post_fork(). A child keeps a handle that only shmp_service_stop() is for.
- *  @return 0; -SHMP_EINVAL. Since 0.2. */
+ *  shmp_post_fork(), in one thread and in the child; the second also when the fork has failed. Another thread that
+ *  forks waits meanwhile. A child that keeps the descriptors keeps the address taken, and clients waiting, when its
+ *  parent is killed.
+ *  @return 0; -SHMP_EINVAL; -SHMP_EUNSUPPORTED Windows. Since 0.2. */
 SHMP_API int shmp_service_pre_fork(shmp_service *service, shmp_error *reterr);
 SHMP_API int shmp_service_post_fork(shmp_service *service, int is_child, shmp_error *reterr);
 
 /** Zero it, then set struct_size. It may grow at its end. */
 typedef struct shmp_service_stats {
     size_t struct_size;
-    unsigned long long clients, segments, bytes;    /* now */
-    unsigned long long accepted, requests, refused; /* since it started: connections, requests, those that failed */
+    unsigned long long clients, segments, bytes;    /* now; those that linger among them */
+    unsigned long long accepted, requests, refused; /* since it started: connections, requests, those of both that were
+                                                       not met */
 } shmp_service_stats;
 
 /** @return 0; -SHMP_EINVAL. Since 0.2. */

@@ -452,6 +452,8 @@ int shmp__os_socket_pair(int ret_ends[2]) {
     return 0;
 }
 
+void shmp__os_shut_down(int socket) { (void)shutdown(socket, SHUT_RDWR); }
+
 int shmp__os_unread(int socket) {
     int bytes = 0;
 #if SHMP_HAVE_LINUX

@@ -46,6 +46,9 @@ int shmp__os_send(int socket, const void *bytes, size_t length, int fd);
  * that came; -ENOENT: none did; -EPROTO: several did, and are closed; another error: there was no room for it. */
 int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd);
 
+/* Ends a connection, or listening, for all processes that have a descriptor of it, such as forked ones. */
+void shmp__os_shut_down(int socket);
+
 /* How much of what was sent the other side has not read yet; 0 also where the system does not tell. */
 int shmp__os_unread(int socket);
 
