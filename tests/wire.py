@@ -363,15 +363,19 @@ def _start(options: dict[str, Any]) -> Any:
 def _fork(service: Any) -> dict[str, int]:
     """Leave a child that lives until somebody kills it."""
     ffi, lib = _binding()
+    ready, told = os.pipe()
     assert lib.shmp_service_pre_fork(service, ffi.NULL) == 0
     pid = os.fork()
     if pid == 0:
         lib.shmp_service_post_fork(service, 1, ffi.NULL)
-        os.close(0)
-        os.close(1)
+        for fd in (0, 1, ready, told):
+            os.close(fd)
         while True:
             time.sleep(60)
     assert lib.shmp_service_post_fork(service, 0, ffi.NULL) == 0
+    os.close(told)
+    os.read(ready, 1)
+    os.close(ready)
     return {"pid": pid}
 
 

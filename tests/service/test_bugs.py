@@ -198,16 +198,12 @@ def test_b9_letting_go_of_what_is_not_held_takes_no_memory(service: Service) -> 
         for id in range(1000):
             client.ask(deregister(id + (1 << 20)))
         before = service.memory()
-        for id in range(0, 50000, 50):
-            client.send(b"".join(deregister(number + (1 << 21)) for number in range(id, id + 50)))
-            text = b""
-            while len(text) < 50:
-                text += client.receive()[0]
-            assert text == b"0" * 50
+        for id in range(20000):
+            assert client.ask(deregister(id + (1 << 21))).number == 0
         assert service.memory() - before < MIB
 
 
-BAD_ADDRESSES = ["./", "@", "@" + 200 * "x", 200 * "x", "/no/such/directory/service", "/proc/service", "/"]
+BAD_ADDRESSES = ["./", "@" + 200 * "x", 200 * "x", "/no/such/directory/service", "/proc/service", "/"]
 
 
 @pytest.mark.parametrize("address", BAD_ADDRESSES)
@@ -251,6 +247,16 @@ def test_b11_no_descriptor_for_a_connection_computes_nothing(start: Start) -> No
             other.close()
         assert service.wait_until(lambda: service.stats()["clients"] == 1)
     assert is_well(service)
+
+
+def test_b11_unread_replies_compute_nothing(service: Service) -> None:
+    clients = [service.connect() for _ in range(100)]
+    for number, client in enumerate(clients):
+        client.send(HELLO * (1 + number % 3) + new_map(SIZE) * (number % 2))
+    assert is_well(service)
+    assert service.is_idle()
+    for client in clients:
+        client.close()
 
 
 def test_b11_requests_before_the_end_are_obeyed(service: Service) -> None:
@@ -601,6 +607,7 @@ def test_b22_no_descriptor_is_left_of_a_posix_segment(start: Start) -> None:
     service = start(provider="posix")
     provider = ServedShMemProvider(MmapShMemProvider(fd_ids=True), service.address)
     provider.new_shmem(SIZE).close()
+    assert service.wait_until(lambda: service.stats()["segments"] == 0)
     before, theirs = held(), service.descriptors()
     for _ in range(500):
         provider.new_shmem(SIZE).close()
