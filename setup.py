@@ -22,8 +22,10 @@ CORE = sorted(glob("csrc/core/*.c") + glob("csrc/backend/*.c") + glob("csrc/os/*
 PLATFORM = sysconfig.get_platform()
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 WINDOWS = PLATFORM.startswith("win")
-# glibc before 2.34 and NetBSD have shm_open in a library of its own
-SYSTEM_LIBRARIES = ["rt"] if PLATFORM.startswith(("linux", "manylinux", "musllinux", "netbsd")) else []
+# glibc before 2.34 and NetBSD have shm_open in a library of its own; they and the BSDs have threads in one
+LINUX = PLATFORM.startswith(("linux", "manylinux", "musllinux"))
+SYSTEM_LIBRARIES = ["rt"] if LINUX or PLATFORM.startswith("netbsd") else []
+SYSTEM_LIBRARIES += ["pthread"] if LINUX or PLATFORM.startswith(("freebsd", "dragonfly", "netbsd", "openbsd")) else []
 
 if not re.match(r"(linux|manylinux|musllinux|android|macosx|ios|win|freebsd|dragonfly|netbsd|openbsd)[-_\d]", PLATFORM):
     sys.exit(

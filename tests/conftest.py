@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -14,25 +15,13 @@ from typing import Any, NoReturn
 
 import pytest
 from held import held, make_private, ownerless_names
+from mechanisms import AVAILABLE, CAPABILITIES, SHARING, WRAPPING
+from mechanisms import can as has_capability
 
-from shmem_providers import ShMemProvider, available_providers, open_provider
+from shmem_providers import ShMemProvider, open_provider
 from shmem_providers._providers import probe_providers
 
 TESTS = os.path.dirname(__file__)
-
-# What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
-CAPABILITIES = {
-    "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode", "linger"},
-    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
-    "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
-    "nop": set[str](),
-}
-if sys.platform not in ("linux", "win32"):
-    for _name in ("posix", "sysv"):
-        CAPABILITIES[_name] -= {"reserve", "id_of_any_handle"}
-if sys.platform == "darwin":
-    CAPABILITIES["posix"] -= {"exact_size"}
 
 # What else @pytest.mark.needs(...) may name: whether this platform has it, and what it is that another lacks.
 PLATFORM = {
@@ -72,12 +61,10 @@ LACKS = {
     },
 }
 
-AVAILABLE = available_providers()
-SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
-
 
 def pytest_configure(config: pytest.Config) -> None:
     make_private()
+    os.environ["SHMEM_SERVICE"] = "/nowhere/service"  # no test asks this user's own
     config.addinivalue_line(
         "markers", "needs(what, ...): skip where the platform lacks the provider, or what PLATFORM has"
     )
@@ -127,22 +114,49 @@ def numpy(missing: Callable[[str], NoReturn]) -> Any:
     return numpy
 
 
-@pytest.fixture(params=[*AVAILABLE, "std"])
-def provider(request: pytest.FixtureRequest) -> ShMemProvider:
+@pytest.fixture(scope="session")
+def service_address() -> Iterator[str]:
+    """Where a service runs, as a process of its own, which is to end well."""
+    with tempfile.TemporaryDirectory(prefix="shmp") as folder, open(f"{folder}/log", "w+") as log:
+        command = [sys.executable, "-W", "error", "-m", "shmem_providers", "serve", "--address", f"{folder}/service"]
+        process = subprocess.Popen(command, stderr=log)
+        deadline = time.monotonic() + 60
+        while not os.path.exists(f"{folder}/service"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"{folder}/service"
+        process.terminate()
+        assert process.wait(60) == 0
+        log.seek(0)
+        assert "Traceback" not in log.read()
+
+
+def _open(request: pytest.FixtureRequest) -> Iterator[ShMemProvider]:
+    if "served" not in request.param:
+        yield open_provider(request.param)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMEM_SERVICE", request.getfixturevalue("service_address"))  # for second processes, too
+        yield open_provider(request.param)
+
+
+@pytest.fixture(params=[*AVAILABLE, "std", *WRAPPING])
+def provider(request: pytest.FixtureRequest) -> Iterator[ShMemProvider]:
     """Every provider that works here."""
-    return open_provider(request.param)
+    yield from _open(request)
 
 
-@pytest.fixture(params=[*SHARING, "std"])
-def sharing(request: pytest.FixtureRequest) -> ShMemProvider:
+@pytest.fixture(params=[*SHARING, "std", *WRAPPING])
+def sharing(request: pytest.FixtureRequest) -> Iterator[ShMemProvider]:
     """Every provider that works here and whose segments another process can attach to."""
-    return open_provider(request.param)
+    yield from _open(request)
 
 
 @pytest.fixture
 def can() -> Callable[[ShMemProvider, str], bool]:
     """Tell whether a provider's mechanism has a capability."""
-    return lambda provider, capability: capability in CAPABILITIES[provider.name]
+    return has_capability
 
 
 @pytest.fixture(params=["own", "std"])

@@ -55,7 +55,8 @@ build() { # TARGET
         library=libshmem_providers.dylib system="^(/usr/lib/libSystem\.B\.dylib|@rpath/$library)\$" # the latter is its own name
         link=("-Wl,-install_name,@rpath/$library")
         ;;
-    *-netbsd) system='^lib(c|rt|pthread|m)\.so\.[0-9]+$' link=(-lrt) ;; # zig adds libpthread
+    *-netbsd) system='^lib(c|rt|pthread|m)\.so\.[0-9]+$' link=(-lrt -lpthread) ;;
+    *bsd) system='^lib(c|thr|pthread)\.so(\.[0-9.]+)?$' link=(-lpthread) ;;
     *-windows-gnu)
         library=shmem_providers.dll program=program.exe
         system='^(ADVAPI32|KERNEL32|api-ms-win-crt-[a-z0-9-]+)\.dll$'
@@ -68,7 +69,7 @@ build() { # TARGET
     cd "$work/$target"
     local compile=("$python" -m ziglang cc -target "$target" -std=c11 -O2 "${warnings[@]}" "${options[@]}"
         "-I$root/csrc/include")
-    "${compile[@]}" "-I$root/csrc" -fvisibility=hidden -DSHMP_BUILD -shared "$root"/csrc/{core,backend,os}/*.c \
+    "${compile[@]}" "-I$root/csrc" -fvisibility=hidden -DSHMP_BUILD -shared "$root"/csrc/{core,backend,os,service}/*.c \
         "${link[@]}" -o "$library"
     "${compile[@]}" "$root/tests/consumers/program.c" -L. -lshmem_providers -Wl,-rpath,. -o "$program"
 
@@ -79,7 +80,7 @@ build() { # TARGET
     done
     [[ " $(needed "$program") " == *[/\ ]"$library "* ]] || fail "$target: $program does not need $library"
     if [ "$target" = x86-linux-musl ]; then # zig adds what stands in for libatomic: the objects tell
-        "${compile[@]}" "-I$root/csrc" -DSHMP_BUILD -c "$root"/csrc/{core,backend,os}/*.c
+        "${compile[@]}" "-I$root/csrc" -DSHMP_BUILD -c "$root"/csrc/{core,backend,os,service}/*.c
         ! llvm-nm --undefined-only ./*.o | grep __atomic_ || fail "$target: the core wants libatomic"
     fi
     echo "$target: $library needs $(needed "$library")"

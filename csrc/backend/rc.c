@@ -168,6 +168,10 @@ static int rc_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_
     return result;
 }
 
+static int rc_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
+    return shmp_list(provider->inner, visit, context, reterr);
+}
+
 static int rc_unlink(shmp_provider *provider, const char *name, shmp_error *reterr) {
     return shmp_unlink(provider->inner, name, reterr);
 }
@@ -202,7 +206,7 @@ const shmp__ops shmp__rc_ops = {
     .describe = rc_describe,
     .locate = shmp__wrap_locate,
     .open_fd = shmp__wrap_open_fd,
-    .list = shmp__wrap_list,
+    .list = rc_list,
     .reap = rc_reap,
     .users = shmp__wrap_users,
     .limits = shmp__wrap_limits,

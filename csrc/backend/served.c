@@ -211,9 +211,20 @@ static int connect_or_serve(served_provider *self, shmp_error *reterr) {
     return result;
 }
 
+/* The first request of a connection, which gives the client's number, or a negative one. */
+static int introduce(served_provider *self, const shmp__request *request, shmp_error *reterr) {
+    shmp_error why;
+    int result = ask(self, request, &self->client, NULL, &why);
+    if (result == 0) return 0;
+    if (why.os_error == EPIPE || why.os_error == ECONNRESET)
+        return fail_service(self, -EACCES, "lets nobody more in, or not this user: see whose service it is", reterr);
+    if (reterr) *reterr = why;
+    return result;
+}
+
 static int greet(served_provider *self, shmp_error *reterr) {
     const shmp__request request = {.kind = SHMP__HELLO};
-    int result = ask(self, &request, &self->client, NULL, reterr);
+    int result = introduce(self, &request, reterr);
     return result == 0 && self->client < 0 ? lose(self, -EPROTO, reterr) : result;
 }
 
@@ -272,6 +283,8 @@ static void served_end(shmp_provider *provider) {
     (void)shmp_service_stop(served(provider)->service, NULL);
 }
 
+static const char *served_address(const shmp_provider *provider) { return ((const served_provider *)provider)->address; }
+
 /* ---- Fork ---- */
 
 /* A service that is lost has nothing to keep for the child. */
@@ -297,7 +310,7 @@ static int served_pre_fork(shmp_provider *provider, shmp_error *reterr) {
 static int take_over(served_provider *self, int32_t parent, shmp_error *reterr) {
     const shmp__request request = {.kind = SHMP__POST_FORK_CHILD_HELLO, .number = parent};
     int result = connect_to_trusted(self, &self->socket, reterr);
-    if (result == 0) result = ask(self, &request, &self->client, NULL, reterr);
+    if (result == 0) result = introduce(self, &request, reterr);
     if (result < 0) return result;
     if (self->client >= 0) return 0;
     forget(self);
@@ -334,19 +347,19 @@ static int served_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 
 /* ---- Ids ---- */
 
-/* "<number>:<fd>", or the number alone; -1: it is neither. */
-static int32_t number_of(const char *id, int *ret_is_whole) {
+/* Of "<number>:<fd>"; -1: it is something else. */
+static int32_t number_of(const char *id) {
     unsigned long long number, fd;
     const char *end = shmp__decimal(id, INT32_MAX, &number);
-    *ret_is_whole = end && *end == ':';
-    if (*ret_is_whole) end = shmp__decimal(end + 1, INT32_MAX, &fd);
+    end = end && *end == ':' ? shmp__decimal(end + 1, INT32_MAX, &fd) : NULL;
     return end && !*end ? (int32_t)number : -1;
 }
 
-static int served_accepts(const char *id) {
-    int is_whole;
-    return number_of(id, &is_whole) >= 0 && is_whole;
+static int fail_id(const char *call, const char *id, shmp_error *reterr) {
+    return shmp__fail(reterr, SHMP_EID, call, "\"%s\": a service's id is <number>:<descriptor>", id);
 }
+
+static int served_accepts(const char *id) { return number_of(id) >= 0; }
 
 static int served_describe(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     int32_t number = mapped(mapping)->held->number;
@@ -369,13 +382,18 @@ static int hold(served_mapping *self, int32_t number, shmp_error *reterr) {
     return 0;
 }
 
+/* Whether the service holds it for the connection that there is. */
+static int is_current(const served_provider *self, const reference *held) {
+    return held->session == self->session && self->socket >= 0;
+}
+
 static void let_go(shmp_provider *provider, reference *held) {
     served_provider *self = served(provider);
     if (shmp__atomic_sub(&held->users, 1) != 1) return;
     int taken = held->session ? take_turn(self, NULL) : -1;
     if (taken >= 0) {
         settle(self);
-        if (held->session == self->session && self->socket >= 0) take_back(self, held->number);
+        if (is_current(self, held)) take_back(self, held->number);
         end_turn(self, taken);
     }
     free(held);
@@ -440,19 +458,15 @@ static int served_create(shmp__mapping *mapping, shmp_error *reterr) {
 
 static int served_attach(shmp__mapping *mapping, const char *id, shmp_error *reterr) {
     shmp__request request = {.kind = SHMP__EXISTING_MAP, .size = mapping->size};
-    int is_whole;
-    if (number_of(id, &is_whole) < 0)
-        return shmp__fail(reterr, SHMP_EID, "shmp_attach", "\"%s\": a service's id is <number>:<descriptor>", id);
+    if (number_of(id) < 0) return fail_id("shmp_attach", id, reterr);
     memcpy(request.id, id, strcspn(id, ":"));
     return get(mapping, &request, id, reterr);
 }
 
 /* The descriptor is the segment, for which the service holds nothing more. */
 static int served_attach_fd(shmp__mapping *mapping, int fd, const char *id, shmp_error *reterr) {
-    int is_whole;
-    int32_t number = *id ? number_of(id, &is_whole) : -1;
-    if (*id && number < 0)
-        return shmp__fail(reterr, SHMP_EID, "shmp_attach_fd", "\"%s\": a service's id is <number>:<descriptor>", id);
+    int32_t number = number_of(id);
+    if (*id && number < 0) return fail_id("shmp_attach_fd", id, reterr);
     int result = hold(mapped(mapping), number, reterr);
     if (result < 0) return result;
     result = attach_inner(mapping, fd, reterr);
@@ -466,6 +480,22 @@ static int served_clone(const shmp__mapping *of, shmp__mapping *mapping, shmp_er
     mapped(mapping)->held = ((const served_mapping *)of)->held;
     shmp__atomic_add(&mapped(mapping)->held->users, 1);
     return 0;
+}
+
+/* With the descriptor the connection stays, as with it the service would let go of the segment. */
+static int served_persist(shmp__mapping *mapping, shmp_error *reterr) {
+    served_provider *self = served(mapping->provider);
+    int result = shmp__wrap_persist(mapping, reterr);
+    if (result < 0) return result;
+    int taken = take_turn(self, reterr);
+    if (taken < 0) return taken;
+    settle(self);
+    if (is_current(self, mapped(mapping)->held)) {
+        result = shmp__os_keep_on_exec(self->socket);
+        if (result < 0) shmp__fail_os(reterr, result, "fcntl", "the connection to \"%s\"", self->address);
+    }
+    end_turn(self, taken);
+    return result < 0 ? -SHMP_EOS : 0;
 }
 
 /* The service's trouble is not the caller's here: with it goes what it held. */
@@ -487,6 +517,7 @@ const shmp__ops shmp__served_ops = {
     .pre_fork = served_pre_fork,
     .post_fork = served_post_fork,
     .accepts = served_accepts,
+    .address = served_address,
     .create = served_create,
     .attach = served_attach,
     .attach_fd = served_attach_fd,
@@ -494,11 +525,10 @@ const shmp__ops shmp__served_ops = {
     .close = served_close,
     .unmap = shmp__wrap_unmap,
     .fileno = shmp__wrap_fileno,
-    .persist = shmp__wrap_persist,
+    .persist = served_persist,
     .describe = served_describe,
     .locate = shmp__wrap_locate,
     .open_fd = shmp__wrap_open_fd,
-    .list = shmp__wrap_list,
     .users = shmp__wrap_users,
     .limits = shmp__wrap_limits,
 };

@@ -60,10 +60,6 @@ int shmp__wrap_open_fd(const shmp__mapping *mapping, const char *id, shmp_error 
     return result < 0 ? result : fd;
 }
 
-int shmp__wrap_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr) {
-    return shmp_list(provider->inner, visit, context, reterr);
-}
-
 int shmp__wrap_users(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr) {
     return shmp_users(shmp__wrap_of(mapping)->inner, visit, context, reterr);
 }

@@ -29,7 +29,6 @@ int shmp__wrap_fileno(const shmp__mapping *mapping);
 int shmp__wrap_persist(shmp__mapping *mapping, shmp_error *reterr);
 int shmp__wrap_locate(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr);
 int shmp__wrap_open_fd(const shmp__mapping *mapping, const char *id, shmp_error *reterr);
-int shmp__wrap_list(shmp_provider *provider, shmp_visitor visit, void *context, shmp_error *reterr);
 int shmp__wrap_users(const shmp__mapping *mapping, shmp_user_visitor visit, void *context, shmp_error *reterr);
 int shmp__wrap_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr);
 

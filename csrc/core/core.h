@@ -79,6 +79,7 @@ struct shmp__ops {
     shmp_provider *(*route)(shmp_provider *provider, const char *id, shmp_error *reterr);
     /* Has the shape of its ids. NULL: they are those of what it wraps, or "std" attaches to none of them. */
     int (*accepts)(const char *id);
+    const char *(*address)(const shmp_provider *provider); /* of its service; NULL: it asks none */
 
     int (*create)(shmp__mapping *mapping, shmp_error *reterr); /* * but for one that routes; so are the others */
     int (*create_named)(shmp__mapping *mapping, const char *name, shmp_error *reterr);
@@ -143,6 +144,9 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
 
 /* The one whose ids a provider's segments have: of "std" the chosen one, of "rc" what that wraps. */
 const shmp_provider *shmp__meant(const shmp_provider *provider);
+
+/* Where the service is that has its segments; "": none has. */
+const char *shmp__service_of(const shmp_provider *provider);
 
 /* Opens the first that works of the mechanisms whose segments are descriptors. */
 int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);

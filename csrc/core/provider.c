@@ -209,6 +209,11 @@ const shmp_provider *shmp__meant(const shmp_provider *provider) {
     return provider;
 }
 
+const char *shmp__service_of(const shmp_provider *provider) {
+    provider = shmp__meant(provider);
+    return provider->ops->address ? provider->ops->address(provider) : "";
+}
+
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);

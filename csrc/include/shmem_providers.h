@@ -19,7 +19,8 @@
  *
  * How long an id works. memfd, sysv, win32: as long as any handle on the segment is open anywhere. posix: until its
  * owner closes it and, after an owner that ended without closing, as long as any handle is open anywhere. A bare
- * descriptor number (SHMP_FD_IDS): where the descriptor was inherited or sent.
+ * descriptor number (SHMP_FD_IDS): where the descriptor was inherited or sent. served: as long as its service runs and
+ * any of that one's clients has it. rc: as what it wraps.
  *
  * Rules that hold for every function, unless it says otherwise:
  * - Sizes are bytes. Text is NUL-terminated; ids are printable ASCII.
@@ -31,7 +32,7 @@
  *   and shmp_to_env and shmp_from_env, which exclude other users of the environment as setenv
  *   and getenv do.
  * - Fork: handles work in the child. Closing one there releases the child's mapping and nothing
- *   of its parent's.
+ *   of its parent's. What shmp_pre_fork() is for, see there.
  * - Cancellation: do not pthread_cancel() a thread that may be inside: what it holds there would be lost.
  * - Signals: not to be called from a signal handler. EINTR is dealt with inside. Nothing here
  *   raises a signal of its own, but the kernel sends SIGXFSZ to a process whose RLIMIT_FSIZE is
@@ -117,7 +118,8 @@ typedef struct shmp_shmem shmp_shmem;
 /** Option: leave leftovers of killed processes alone at opening (posix; see shmp_reap). */
 #define SHMP_KEEP_LEFTOVERS 0x2
 /** Option: where no service answers, run one in a thread of this process, until the provider's end (served, and "std",
- *  which then is rc(served(...)) and not a mechanism by itself). */
+ *  which then is rc(served(...)) and not a mechanism by itself; on macOS, iOS and Android it is so without the option,
+ *  if that works). Of two processes that start one at a time, the second uses the first one's. */
 #define SHMP_SERVE 0x4
 
 /** Zero it, then set struct_size = sizeof(shmp_provider_options). It may grow at its end: an older library refuses
@@ -133,25 +135,36 @@ typedef struct shmp_provider_options {
 /** Open a provider by name.
  *  @param name  "memfd", "posix", "sysv", "win32", "nop" (private memory), or "std": the best one that
  *               works here, found by trying each; the environment's SHMEM_PROVIDER=<name>
- *               overrides the choice, but for nop, and in a program with more rights than its user (setuid).
- *               A "std" provider attaches to every provider's ids, by their shape. A bare descriptor number
+ *               overrides the choice, but for nop, served and rc, and in a program with more rights than its user
+ *               (setuid). A "std" provider attaches to every provider's ids, by their shape. A bare descriptor number
  *               (SHMP_FD_IDS) looks like a sysv id and is taken for one: open memfd or posix for those.
+ *               Unix: "served" asks a service for segments and maps them by options.inner, which has descriptors
+ *               (memfd, posix; NULL: the best of those). It is found at options.address; NULL: where the environment's
+ *               SHMEM_SERVICE says, which setuid programs do not obey, or at this user's own address. A service of
+ *               another user than this one and root is refused. Each round trip takes options.timeout_ms at most (0:
+ *               5,000). A lost service is an error of the call that finds it out; what is mapped stays, and the next
+ *               call asks the service that is there then.
+ *               "rc" wraps any provider (options.inner; NULL: "std") and has shmp_pre_fork() and shmp_post_fork() wait
+ *               for each other.
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
- *          -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
+ *          -SHMP_EUNSUPPORTED options.inner cannot be wrapped so; -SHMP_ESERVICE no service, or one that is not to be
+ *          trusted (os_error may say more); -SHMP_ENOMEM; -SHMP_EOS. Since 0.1; served and rc since 0.2. */
 SHMP_API int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
                                 shmp_error *reterr);
 
 /** Release a provider; NULL is fine. Its segments hold a reference: any order of closing is fine. */
 SHMP_API void shmp_provider_close(shmp_provider *provider);
 
-/** The provider's name; for "std" the chosen one's. A literal. */
+/** The provider's name; for "std" the chosen one's; with what it wraps: "rc(served(memfd))". Valid as long as the
+ *  provider. */
 SHMP_API const char *shmp_provider_name(const shmp_provider *provider);
 
 /** Enumerate the providers of this platform, best first, trying each.
  *  @param index  0, 1, 2, ...
- *  @return 0 it works; -SHMP_EUNAVAILABLE, -SHMP_EOS or -SHMP_ENOMEM it does not, and reterr says why:
+ *  "served" works where a service can be reached; none is started.
+ *  @return 0 it works; -SHMP_EUNAVAILABLE, -SHMP_ESERVICE, -SHMP_EOS or -SHMP_ENOMEM it does not, and reterr says why:
  *          *ret_name is set in all these cases. -SHMP_EINVAL there is no such index: the end. */
 SHMP_API int shmp_available(unsigned index, const char **ret_name, shmp_error *reterr);
 
@@ -169,7 +182,16 @@ typedef struct shmp_limits {
 SHMP_API int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr);
 
 /** Tell a provider that this process is about to fork, and afterwards that it did, in the parent
- *  (is_child 0) and in the child (1). None of today's need either. */
+ *  (is_child 0) and in the child (1). Both call shmp_post_fork() as soon as they can, the parent also when fork()
+ *  failed, if and only if shmp_pre_fork() succeeded, and from the thread that forks. In between the provider lets no
+ *  other thread in. served: the child gets a connection of its own, and keeps what it inherited at the service, too;
+ *  without these calls that is its parent's alone, and the child's connection is made when it first needs one. rc: the
+ *  parent waits until the child has that, 5 seconds at most. memfd, posix, sysv, nop: nothing is done.
+ *  Calls may be nested, such as explicit ones round a hook of the language: the first shmp_pre_fork() and the first
+ *  shmp_post_fork() do it all.
+ *  @return 0; -SHMP_EINVAL no shmp_pre_fork() before; -SHMP_ESERVICE another thread had the provider for too long, or
+ *          the child could not keep what it inherited; -SHMP_EOS, such as os_error ETIMEDOUT of a child that is
+ *          stopped. After an error of shmp_post_fork() everything can still be used. */
 SHMP_API int shmp_pre_fork(shmp_provider *provider, shmp_error *reterr);
 SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *reterr);
 
@@ -206,7 +228,7 @@ typedef struct shmp_description {
  *  last user; a posix name stays until a posix provider is next opened, or shmp_reap() is called. On
  *  macOS and the BSDs, where names cannot be listed, both stay until they are removed by hand.
  *  @return 0; -SHMP_EINVAL size 0, unknown flag; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED the
- *          mechanism lacks a flag; -SHMP_ENOMEM; -SHMP_EOS. Since 0.1. */
+ *          mechanism lacks a flag; -SHMP_ENOMEM; -SHMP_ESERVICE; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_create(shmp_provider *provider, size_t size, unsigned flags, shmp_shmem **ret_shmem,
                          shmp_error *reterr);
 
@@ -236,7 +258,7 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
  *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
  *  @return 0; -SHMP_EID garbage, or no shared memory; -SHMP_ESIZE it is smaller;
  *          -SHMP_ENOTFOUND it is gone; -SHMP_EINVAL; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED;
- *          -SHMP_EUNAVAILABLE "std", and an id of a mechanism that this system lacks;
+ *          -SHMP_EUNAVAILABLE "std", and an id of a mechanism that this system lacks; -SHMP_ESERVICE;
  *          -SHMP_ENOMEM; -SHMP_EOS, such as os_error EACCES of another user's. Since 0.1. */
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
@@ -297,7 +319,7 @@ SHMP_API size_t shmp_size(const shmp_shmem *shmem);
 SHMP_API int shmp_fileno(const shmp_shmem *shmem);
 /** SHMP_READ_ONLY, SHMP_OWNER. */
 SHMP_API unsigned shmp_flags(const shmp_shmem *shmem);
-/** The name of the mechanism that holds it, such as "memfd". A literal. */
+/** The name of the mechanism that holds it, whose id it has, such as "memfd"; never "rc" or "std". A literal. */
 SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
 
 /** Get what another process needs to attach. A memfd id names the descriptor in this process: it differs between

@@ -19,7 +19,8 @@ Py_EXPORTED_SYMBOL PyObject *PyInit__binding(void) {
     PyObject *module = init_cffi();
     if (!module) return NULL;
     if (shmpy_add_provider_type(module) < 0 || shmpy_add_shmem_type(module) < 0 || shmpy_add_service_type(module) < 0 ||
-        shmpy_add_fork_functions(module) < 0) {
+        shmpy_add_fork_functions(module) < 0 ||
+        PyModule_AddIntConstant(module, "std_is_served", SHMP_STD_IS_SERVED) < 0) {
         Py_DECREF(module);
         return NULL;
     }

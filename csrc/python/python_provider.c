@@ -131,6 +131,17 @@ shmp_provider *shmpy_provider_handle(PyObject *object, const char *method) {
     return handle;
 }
 
+static int asks_a_service(const char *name) {
+    const shmp__ops *ops;
+    return shmp__find_mechanism(name, "", &ops, NULL) == 0 && ops->can & SHMP__CAN_ADDRESS;
+}
+
+static const char *wanted_address(char room[SHMP__ENV_ROOM]) {
+    char of_environment[SHMP__ENV_ROOM];
+    snprintf(room, SHMP__ENV_ROOM, "%s", shmp__wanted_address(of_environment));
+    return room;
+}
+
 static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"name", "flags", "inner", "address", "timeout_ms", NULL};
     const char *name;
@@ -144,9 +155,10 @@ static PyObject *provider_new(PyTypeObject *type, PyObject *arguments, PyObject 
         return NULL;
     PyTypeObject *shmem_type = shmem_type_of(type);
     if (!shmem_type) return NULL;
-    char room[SHMP__WANTED_SIZE];
     /* with the GIL: another thread may be changing the environment by os.environ */
+    char room[SHMP__WANTED_SIZE], address[SHMP__ENV_ROOM];
     const char *wanted = strcmp(name, "std") == 0 ? shmp__wanted_provider(room) : NULL;
+    if (!options.address && asks_a_service(name)) options.address = wanted_address(address);
     shmp_provider *handle;
     shmp_error error;
     int result;

@@ -515,6 +515,16 @@ static PyObject *locate(PyObject *object, PyObject *unused) {
     return Py_BuildValue("sn", description.id, self->size);
 }
 
+/* Where the service is that has it; "": none has. */
+static PyObject *service(PyObject *object, PyObject *unused) {
+    ShMemObject *self = (ShMemObject *)object;
+    (void)unused;
+    if (begin(self, PIN) < 0) return NULL;
+    PyObject *address = PyUnicode_DecodeFSDefault(shmp__service_of(self->provider));
+    end(self, PIN);
+    return address;
+}
+
 /* _keep(shm): a handle on it, for the outbox, that nobody is warned about when it is not closed. */
 static PyObject *keep(PyObject *type, PyObject *origin) {
     shmp_error error;
@@ -624,6 +634,7 @@ static PyMethodDef methods[] = {
     {"_users", users, METH_NOARGS, NULL},
     {"_failed", failed, METH_O | METH_CLASS, NULL},
     {"_locate", locate, METH_NOARGS, NULL},
+    {"_service", service, METH_NOARGS, NULL},
     {"_keep", keep, METH_O | METH_CLASS, NULL},
     {"_has_name", has_name, METH_NOARGS, NULL},
     {"_abandon", abandon, METH_NOARGS, NULL},

@@ -50,9 +50,9 @@ _handover.adopt()
 __version__: str = ffi.string(lib.shmp_version()).decode()
 
 __all__ = [
+    "LIBAFL_SERVICE_ADDRESS",
     "DummyShMemService",
     "InvalidIdError",
-    "LIBAFL_SERVICE_ADDRESS",
     "MemfdShMemProvider",
     "MmapShMemProvider",
     "NopShMemProvider",

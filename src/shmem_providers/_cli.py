@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import Annotated
@@ -11,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shmem_providers import __version__
+from shmem_providers import __version__, _serve
+from shmem_providers._binding import std_is_served
 from shmem_providers._doctor import ProviderReport, Report, examine_machine
 from shmem_providers._machine import (
     HeldError,
@@ -100,6 +102,10 @@ def _show_report(report: Report) -> None:
     columns = ("provider", "memory", "id"), ("create µs", "attach µs", "largest", "count")
     print(_table(*columns, map(_row, report["providers"])))
     console.print(f"shmem_providers {report['version']} on {report['platform']}: std is {report['std'] or 'nothing'}")
+    if not report["no_service"]:
+        console.print("a service answers: see served")
+    elif std_is_served or "SHMEM_SERVICE" in os.environ:
+        console.print(f"no service: {escape(report['no_service'])}")
     for provider in report["providers"]:
         if "problem" in provider:
             console.print(f"[yellow]{provider['name']}[/yellow]: {escape(provider['problem'])}")
@@ -119,6 +125,12 @@ def doctor(as_json: Json = False) -> None:
         _show_report(report)
     if not all(provider["works"] for provider in report["providers"]):
         raise typer.Exit(1)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Run a service, which hands out segments, in the foreground (serve --help)."""
+    raise typer.Exit(_serve.main(context.args))
 
 
 def _name_of(user: int) -> str:

@@ -27,11 +27,12 @@ class ProviderReport(TypedDict, total=False):
 
 
 class Report(TypedDict):
-    """The whole report; `std` is None when nothing works."""
+    """The whole report; `std` is None when nothing works, `no_service` when a service answers."""
 
     version: str
     platform: str
     std: str | None
+    no_service: str | None
     providers: list[ProviderReport]
 
 
@@ -100,7 +101,11 @@ def _examine(name: str) -> ProviderReport:
 def examine_machine(version: str) -> Report:
     """Try every provider of this machine; nothing is left behind."""
     providers: list[ProviderReport] = []
-    for name, reason in probe_providers():
+    probed = dict(probe_providers())
+    no_service = probed.get("served")
+    for name, reason in probed.items():
+        if name == "rc" or (name == "served" and reason):  # what wraps the best one; what runs when it is wanted
+            continue
         try:
             if reason:
                 raise reason
@@ -111,4 +116,10 @@ def examine_machine(version: str) -> Report:
         std = StdShMemProvider().name
     except (OSError, ValueError):
         std = None
-    return {"version": version, "platform": sys.platform, "std": std, "providers": providers}
+    return {
+        "version": version,
+        "platform": sys.platform,
+        "std": std,
+        "no_service": None if "served" in probed and not no_service else str(no_service or "not on this platform"),
+        "providers": providers,
+    }

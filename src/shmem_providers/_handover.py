@@ -435,9 +435,9 @@ def _leave_to_parent() -> bool:
     return True
 
 
-# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor, a System V id,
-# or a service's address (quoted) with what it is asked for (docs/service.md) in hexadecimal; the path to remove at its
-# end, or -; and its messages: "<line of the ledger>:<number>". Ledgers have none.
+# Of the standard library it takes what starts fast. Each line of its input is what to hold: a descriptor, a System V
+# id, or a service's address (quoted) with what it is asked for in hexadecimal; the path to remove at its end, or -; and
+# its messages: "<line of the ledger>:<number>". Ledgers have none.
 _KEEPER = r"""
 import os, select, signal, sys, time
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP): signal.signal(number, signal.SIG_IGN)

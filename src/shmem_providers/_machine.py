@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from shmem_providers._binding import lib
 from shmem_providers._errors import ProviderUnavailableError
-from shmem_providers._providers import ShMemProvider, StdShMemProvider, probe_providers
+from shmem_providers._providers import WRAPPERS, ShMemProvider, StdShMemProvider, probe_providers
 from shmem_providers._shmem import ShMem
 
 if TYPE_CHECKING:
@@ -89,11 +89,12 @@ def _segments(provider: str, found: Iterable[Listed]) -> list[Segment]:
 def _look(look: Callable[[ShMemProvider], list[Listed]]) -> Findings:
     """Have a look with each provider of this platform; posix without reaping, so that leftovers are still to be seen.
 
-    Nothing can be left over or hidden of nop, and of what this platform lacks.
+    Nothing can be left over or hidden of nop, and of what this platform lacks; those that wrap have what the others
+    have.
     """
     findings: Findings = {"segments": [], "unseen": []}
     for name, reason in probe_providers():
-        if name == "nop" or isinstance(reason, ProviderUnavailableError):
+        if name in ("nop", *WRAPPERS) or isinstance(reason, ProviderUnavailableError):
             continue
         try:
             findings["segments"] += _segments(name, look(ShMemProvider(name, lib.SHMP_KEEP_LEFTOVERS)))

@@ -126,11 +126,13 @@ class StdShMemProvider(ShMemProvider):
 
     __slots__ = ("_is_served",)
 
+    _is_served: bool
+
     def __new__(cls, *, served: bool = False) -> Self:
         """Raise `ProviderUnavailableError` when nothing works here, `ServiceError` when no service can be started."""
         is_served = served or (_binding.std_is_served and not os.environ.get("SHMEM_PROVIDER"))
         self = cls._open_served() if is_served else super().__new__(cls, "std")
-        self._is_served = is_served
+        self._is_served = bool(is_served)
         return self
 
     @classmethod
@@ -145,7 +147,7 @@ class StdShMemProvider(ShMemProvider):
         return super().__new__(cls, "std", 0, RcShMemProvider(served))
 
     def _find_service(self) -> bool:
-        """Have a service run again, if this is served. The binding calls it when none answered, and then tries again."""
+        """Have a service run again, if this is served: the binding, which then tries again, has lost one."""
         if self._is_served:
             from shmem_providers._serve import start_process
 
@@ -281,13 +283,15 @@ class ServedShMemProvider(ShMemProvider):
 
     Args:
         inner: maps the descriptors that come: memfd or posix; None is the best that has descriptors.
-        address: the service's: a path, or ``@name`` (Linux); None is what ``SHMEM_SERVICE`` says in the environment, and
-            without it this user's own.
+        address: the service's: a path, or ``@name`` (Linux); None is what ``SHMEM_SERVICE`` says in the environment,
+            and without it this user's own.
         timeout: seconds that a call waits for the service.
 
     """
 
     __slots__ = ("_arguments",)
+
+    _arguments: tuple[ShMemProvider | None, str | None, float]
 
     def __new__(cls, inner: ShMemProvider | None = None, address: str | None = None, *, timeout: float = 5.0) -> Self:
         """Raise `ServiceError` when no service answers there."""
@@ -309,6 +313,8 @@ class RcShMemProvider(ShMemProvider):
     """
 
     __slots__ = ("_inner",)
+
+    _inner: ShMemProvider | None
 
     def __new__(cls, inner: ShMemProvider | None = None) -> Self:
         """Raise `ProviderUnavailableError` on Windows, which has no fork."""
@@ -340,6 +346,8 @@ _CLASSES: dict[str, type[ShMemProvider]] = {
     "served": ServedShMemProvider,
     "rc": RcShMemProvider,
 }
+
+WRAPPERS = ("served", "rc")
 
 
 def open_provider(name: str, **options: Any) -> ShMemProvider:
@@ -382,5 +390,8 @@ def probe_providers() -> Iterator[tuple[str, Exception | None]]:
 
 
 def available_providers() -> list[str]:
-    """Give the names of the providers that work here, best first."""
-    return [name for name, reason in probe_providers() if reason is None]
+    """Give the names of the providers that work here, best first.
+
+    ``served`` is one of them while a service answers. ``rc``, which wraps any other one, is not told.
+    """
+    return [name for name, reason in probe_providers() if reason is None and name != "rc"]

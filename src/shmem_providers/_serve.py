@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -49,10 +50,8 @@ def _arguments(arguments: list[str]) -> Namespace:
 
 
 def _log(text: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # a log that nobody can read any more is no reason to end
         print(f"shmem-providers: {text}", file=sys.stderr, flush=True)
-    except OSError:  # a log that nobody can read any more is no reason to end
-        pass
 
 
 def _counted(number: int, what: str) -> str:

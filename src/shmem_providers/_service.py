@@ -73,7 +73,10 @@ class ServiceStats:
         self.accepted, self.requests, self.refused = accepted, requests, refused
 
     def __repr__(self) -> str:
-        return f"ServiceStats({', '.join(f'{name}={getattr(self, name)}' for name in type(self).__slots__)})"
+        return (
+            f"ServiceStats(clients={self.clients}, segments={self.segments}, bytes={self.bytes}, "
+            f"accepted={self.accepted}, requests={self.requests}, refused={self.refused})"
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ServiceStats):
@@ -211,7 +214,9 @@ class ShMemService:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'at' if self.is_running else 'not running, for'} {self.address or 'this user'}>"
+        return (
+            f"<{type(self).__name__} {'at' if self.is_running else 'not running, for'} {self.address or 'this user'}>"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_running", None) and self.is_running:

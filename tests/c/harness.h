@@ -35,13 +35,15 @@
 typedef struct capabilities {
     const char *name;
     int shares;          /* handles on one segment see the same memory */
-    int is_file;         /* fileno, persist, SHMP_INHERIT, SHMP_FD_IDS, the limits of files */
+    int is_file;         /* fileno, persist, SHMP_INHERIT */
+    int has_numbers;     /* ids that are descriptors, SHMP_FD_IDS, SHMP_UNMAPPED, the limits of files */
     int has_names;       /* shmp_create_named; a name outlives its killed owner */
     int reserves;        /* SHMP_RESERVE */
     int has_modes;       /* SHMP_MODE() */
     int is_read_by_afl;  /* AFL++ understands its ids */
     int is_listed;       /* by shmp_list */
     int is_told_apart;   /* ... from other programs' segments */
+    int wraps;           /* another provider: "std" does not choose it */
     const char *gone_id; /* well-formed, and no living segment's; NULL: there is no such id */
 } capabilities;
 
@@ -56,24 +58,34 @@ enum { LISTS_SYSV = 0 };
 #endif
 
 static const capabilities known_providers[] = {
-    {"memfd", .shares = 1, .is_file = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "zik0zj.3.abcd"},
-    {"posix", .shares = 1, .is_file = 1, .has_names = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1,
-     .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
+    {"memfd", .shares = 1, .is_file = 1, .has_numbers = 1, .reserves = 1, .is_listed = 1, .is_told_apart = 1,
+     .gone_id = "zik0zj.3.abcd"},
+    {"posix", .shares = 1, .is_file = 1, .has_numbers = 1, .has_names = 1, .reserves = 1, .has_modes = 1,
+     .is_read_by_afl = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
     {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
      .gone_id = "2147483647"},
+    {"served", .shares = 1, .is_file = 1, .wraps = 1, .gone_id = "2147483647:3"},
+    {"rc", .shares = 1, .wraps = 1}, /* for the rest see what it wraps */
     {"nop", .shares = 0},
 };
 enum { KNOWN_PROVIDERS = sizeof known_providers / sizeof *known_providers };
 
+/* Also of what is called "rc(...)" and "served(...)". */
 static inline const capabilities *capabilities_of(const char *name) {
+    while (strncmp(name, "rc(", 3) == 0) name += 3;
+    if (strncmp(name, "served(", 7) == 0) return capabilities_of("served");
+    char room[64];
+    snprintf(room, sizeof room, "%.*s", (int)strcspn(name, ")"), name);
+    name = room;
     for (int i = 0; i < KNOWN_PROVIDERS; i++)
         if (strcmp(known_providers[i].name, name) == 0) return &known_providers[i];
     return NULL;
 }
 
 typedef struct test_context {
-    const char *label; /* the name it was opened by */
+    const char *label; /* what it was opened by, such as "memfd" or "rc(served)" */
     int is_std;
+    int wraps; /* another provider */
     const capabilities *can;
     shmp_provider *provider;
     const char *skipped; /* why; set by the test */
@@ -118,7 +130,7 @@ static inline int check_success(int result, const shmp_error *error, const char 
 static inline int check_refusal(int result, unsigned allowed, const shmp_error *error, const char *file, int line,
                                 const char *call) {
     const unsigned without_os = CODE(SHMP_EINVAL) | CODE(SHMP_EOVERFLOW) | CODE(SHMP_ENOENV) | CODE(SHMP_EUNSUPPORTED);
-    if (result >= 0 || result < -SHMP_EOS || !(allowed & CODE(-result)))
+    if (result >= 0 || result < -SHMP_ESERVICE || !(allowed & CODE(-result)))
         return check_failed(file, line, "%s: expected a code of mask %#x, got %d (%s; os_error %d)", call, allowed,
                             result, result < 0 ? error->message : "success", result < 0 ? error->os_error : 0);
     if (error->code != result) return check_failed(file, line, "%s: %d, but reterr says %d", call, result, error->code);
@@ -174,11 +186,25 @@ static inline void check_open_refused(unsigned allowed, const char *name, const 
     check_subject("");
 }
 
-static inline shmp_provider *opened(const char *name, unsigned flags) {
+/* "name", or "name(inner)", of which the innermost has the flags. */
+static inline shmp_provider *opened(const char *label, unsigned flags) {
     shmp_error error;
     shmp_provider *provider;
-    shmp_provider_options options = {.struct_size = sizeof options, .flags = flags};
-    return SUCCEEDS(shmp_provider_open, name, &options, &provider) ? provider : NULL;
+    shmp_provider_options options = {.struct_size = sizeof options};
+    char name[64];
+    snprintf(name, sizeof name, "%s", label);
+    char *inner = strchr(name, '(');
+    if (inner) {
+        *inner++ = 0;
+        inner[strlen(inner) - 1] = 0;
+        options.inner = opened(inner, flags);
+        if (!options.inner) return NULL;
+    } else {
+        options.flags = flags;
+    }
+    int is_opened = SUCCEEDS(shmp_provider_open, name, &options, &provider);
+    shmp_provider_close(options.inner);
+    return is_opened ? provider : NULL;
 }
 
 static inline shmp_shmem *created_by(shmp_provider *provider, size_t size, unsigned flags) {
@@ -462,7 +488,10 @@ static inline void run_tests(test_tally *tally, const test *tests, test_context 
 
 static inline void run_over(test_tally *tally, const test *tests, const char *label) {
     shmp_provider *provider = opened(label, 0);
-    test_context context = {.label = label, .is_std = strcmp(label, "std") == 0, .provider = provider};
+    test_context context = {.label = label,
+                            .is_std = strcmp(label, "std") == 0,
+                            .wraps = strchr(label, '(') || strcmp(label, "served") == 0,
+                            .provider = provider};
     if (provider) context.can = capabilities_of(shmp_provider_name(provider));
     CHECK(provider && context.can);
     if (strstr("open", tally->wanted) || shmp__atomic_load(&check_failures) > 0) finish_test(tally, "open", &context);
@@ -476,6 +505,8 @@ static inline void run_over_available(test_tally *tally, const test *tests) {
         shmp_error error;
         int result = shmp_available(i, &name, &error);
         if (result == -SHMP_EINVAL) return;
+        const capabilities *can = capabilities_of(name);
+        if (can && can->wraps) continue; /* see run_over_wrappers */
         if (result == 0) {
             run_over(tally, tests, name);
             continue;
@@ -485,6 +516,66 @@ static inline void run_over_available(test_tally *tally, const test *tests) {
     }
 }
 
+/* ---- The service of those that ask one ---- */
+
+typedef struct test_service {
+    pid_t process;
+    int stop; /* it runs until this end of a pipe is closed */
+} test_service;
+
+/* Where a service of this test alone is: others are tested at the same time. */
+static inline void set_service_address(void) {
+    char address[64];
+    snprintf(address, sizeof address, "%s%ld", LISTS_SYSV ? "@shmp_test_" : "/tmp/shmp_test_", (long)getpid());
+    setenv("SHMEM_SERVICE", address, 1);
+}
+
+static inline void run_service(int ready, int stop) {
+    char byte = 0;
+    shmp_service *service;
+    shmp_error error;
+    shmp_service_options options = {.struct_size = sizeof options, .address = getenv("SHMEM_SERVICE")};
+    int result = shmp_service_start(NULL, &options, &service, &error);
+    if (result < 0) fprintf(stderr, "service: %s: %s\n", error.call, error.message);
+    if (result == 0 && write(ready, &byte, 1) == 1) (void)!read(stop, &byte, 1);
+    if (result == 0) shmp_service_stop(service, NULL);
+    _exit(result < 0);
+}
+
+/* In a process of its own. */
+static inline int start_service(test_service *ret_service) {
+    int ready[2], stop[2];
+    char byte;
+    if (pipe2(ready, O_CLOEXEC) < 0 || pipe2(stop, O_CLOEXEC) < 0) return 0;
+    fflush(NULL);
+    pid_t process = fork();
+    if (process == 0) {
+        close(ready[0]);
+        close(stop[1]);
+        run_service(ready[1], stop[0]);
+    }
+    close(ready[1]);
+    close(stop[0]);
+    int is_ready = process > 0 && read(ready[0], &byte, 1) == 1;
+    close(ready[0]);
+    *ret_service = (test_service){.process = process, .stop = stop[1]};
+    return CHECK(is_ready);
+}
+
+static inline void stop_service(const test_service *service) {
+    close(service->stop);
+    if (service->process > 0) CHECK_EQUAL(status_of(service->process), 0);
+}
+
+static inline void run_over_wrappers(test_tally *tally, const test *tests) {
+    static const char *const labels[] = {"served", "rc(memfd)", "rc(posix)", "rc(sysv)", "rc(served)"};
+    test_service service = {.process = -1, .stop = -1};
+    if (getenv("SHMP_PLAIN")) return; /* what is slow runs over the rest alone */
+    if (start_service(&service))
+        for (size_t i = 0; i < LENGTH(labels); i++) run_over(tally, tests, labels[i]);
+    stop_service(&service);
+}
+
 static inline int run_all(const suite *all, const char *wanted) {
     test_tally tally = {.wanted = wanted};
     holdings at_start = count_holdings();
@@ -492,6 +583,7 @@ static inline int run_all(const suite *all, const char *wanted) {
     run_tests(&tally, all->of_library, &library);
     run_over_available(&tally, all->of_provider);
     run_over(&tally, all->of_provider, "std");
+    run_over_wrappers(&tally, all->of_provider);
     check_holdings(&at_start);
     finish_test(&tally, "nothing_is_left", &library);
     printf("%d passed, %d failed, %d skipped\n", tally.passed, tally.failed, tally.skipped);
@@ -503,6 +595,7 @@ static inline int run_suite(const suite *all, int argc, char **argv) {
     self_path = argv[0];
     if (argc == 6 && strcmp(argv[1], "--child") == 0) return play_role(all->roles, argv[2], argv[3], argv[4], argv[5]);
     unsetenv("SHMEM_PROVIDER");
+    set_service_address();
     signal(SIGPIPE, SIG_IGN);
     return run_all(all, argc > 1 ? argv[1] : "");
 }

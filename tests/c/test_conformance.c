@@ -99,8 +99,8 @@ static void test_available(test_context *context) {
         check_subject("index %u, %s", count, name ? name : "(null)");
         REQUIRE(name && capabilities_of(name) && count < KNOWN_PROVIDERS);
         if (result < 0)
-            check_refusal(result, CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_EOS), &error, __FILE__, __LINE__,
-                          "shmp_available");
+            check_refusal(result, CODE(SHMP_EUNAVAILABLE) | CODE(SHMP_EOS) | CODE(SHMP_ESERVICE), &error, __FILE__,
+                          __LINE__, "shmp_available");
         else
             usable += (unsigned)check_success(result, &error, __FILE__, __LINE__, "shmp_available");
         for (unsigned other = 0; other < count; other++) {
@@ -147,10 +147,11 @@ static void test_environment_overrides_std(test_context *context) {
     const char *name;
     (void)context;
     for (unsigned i = 0; shmp_available(i, &name, NULL) != -SHMP_EINVAL; i++)
-        if (shmp_available(i, &name, NULL) == 0 && capabilities_of(name)->shares) check_overridden(name, name);
+        if (shmp_available(i, &name, NULL) == 0 && capabilities_of(name)->shares && !capabilities_of(name)->wraps)
+            check_overridden(name, name);
     check_overridden("", NULL);
     check_overridden("std", NULL);
-    static const char *const refused[] = {"nope", "nop", "MEMFD", "memfd,posix"};
+    static const char *const refused[] = {"nope", "nop", "rc", "served", "MEMFD", "memfd,posix"};
     for (size_t i = 0; i < LENGTH(refused); i++) {
         setenv("SHMEM_PROVIDER", refused[i], 1);
         check_open_refused(CODE(SHMP_EINVAL), "std", NULL);
@@ -184,7 +185,8 @@ static void test_std_takes_everybodys_ids(test_context *context) {
     shmp_provider *std = opened("std", 0);
     REQUIRE(std);
     for (unsigned i = 0; shmp_available(i, &name, NULL) != -SHMP_EINVAL; i++)
-        if (capabilities_of(name)->shares && shmp_available(i, &name, NULL) == 0) check_taken_by_std(std, name);
+        if (capabilities_of(name)->shares && !capabilities_of(name)->wraps && shmp_available(i, &name, NULL) == 0)
+            check_taken_by_std(std, name);
     shmp_provider_close(std);
 }
 
@@ -192,6 +194,11 @@ static void test_std_takes_everybodys_ids(test_context *context) {
 
 static void test_provider_name(test_context *context) {
     const char *name = shmp_provider_name(context->provider);
+    if (context->wraps) {
+        size_t length = strcspn(context->label, ")");
+        CHECK(strncmp(name, context->label, length) == 0 && (name[length] == '(' || name[length] == ')'));
+        return;
+    }
     CHECK_TEXT(name, context->is_std ? context->can->name : context->label);
     CHECK(!context->is_std || context->can->shares);
 }
@@ -202,6 +209,7 @@ static void test_options(test_context *context) {
         char grown[64];
     } newer;
     shmp_provider_options options = {.struct_size = sizeof options};
+    SKIP_UNLESS(!context->wraps, "its own are tested apart");
     shmp_provider *provider = opened(context->label, 0);
     shmp_provider_close(provider);
 
@@ -219,6 +227,7 @@ static void test_options(test_context *context) {
 
 static void test_options_of_others(test_context *context) {
     const size_t size = sizeof(shmp_provider_options);
+    SKIP_UNLESS(!context->wraps, "its own are tested apart");
     const shmp_provider_options refused[] = {
         {.struct_size = size, .inner = context->provider},
         {.struct_size = size, .address = "@nobody"},
@@ -228,7 +237,7 @@ static void test_options_of_others(test_context *context) {
     };
     for (size_t i = 0; i < LENGTH(refused); i++) check_open_refused(CODE(SHMP_EINVAL), context->label, &refused[i]);
     shmp_provider_options fd_ids = {.struct_size = size, .flags = SHMP_FD_IDS};
-    if (context->is_std || !context->can->is_file) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
+    if (context->is_std || !context->can->has_numbers) check_open_refused(CODE(SHMP_EINVAL), context->label, &fd_ids);
 }
 
 static void test_limits(test_context *context) {
@@ -322,8 +331,9 @@ static void test_monstrous_sizes(test_context *context) {
             closed(shmem);
             continue;
         }
-        check_refusal(result, CODE(SHMP_EOS) | CODE(SHMP_ENOMEM) | CODE(SHMP_EOVERFLOW), &error, __FILE__, __LINE__,
-                      "shmp_create");
+        const unsigned by_service = context->can->wraps ? CODE(SHMP_ESERVICE) : 0u;
+        check_refusal(result, CODE(SHMP_EOS) | CODE(SHMP_ENOMEM) | CODE(SHMP_EOVERFLOW) | by_service, &error, __FILE__,
+                      __LINE__, "shmp_create");
         CHECK(shmem == UNTOUCHED);
     }
 }
@@ -358,7 +368,7 @@ static void test_unknown_flags(test_context *context) {
                    of_attach = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER;
     const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) |
                               (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
-                              (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
+                              (can->is_file ? SHMP_INHERIT : 0u) | (can->has_numbers ? SHMP_UNMAPPED : 0u),
                    possible_names = possible | (can->has_names ? SHMP_KEEP | SHMP_EXIST_OK : 0u);
     shmp_shmem *shmem = created(context, SMALL, 0);
     REQUIRE(shmem);
@@ -782,7 +792,13 @@ static const char *const garbage_ids[] = {
     "..",
     "...",
     "a",
-    "1:2",
+    "1:",
+    ":1",
+    "1:2:3",
+    "01:2",
+    "1:-2",
+    "1:2147483648",
+    "2147483648:1",
     "libafl_0123456789ab",
     "1.2",
     "1.2.",
@@ -816,6 +832,12 @@ static void check_well_formed(const test_context *context, const char *id) {
     check_garbage(context, id, is_memfd ? GONE | CODE(SHMP_EOS) : GARBAGE);
 }
 
+/* There need be no service that "std" could ask. */
+static unsigned codes_of_gone(const test_context *context, const capabilities *can) {
+    if (!context->is_std && can != context->can) return GARBAGE;
+    return context->is_std && can->wraps ? CODE(SHMP_ESERVICE) : GONE;
+}
+
 static void test_garbage_ids(test_context *context) {
     for (size_t i = 0; i < LENGTH(garbage_ids); i++) check_garbage(context, garbage_ids[i], GARBAGE);
     check_well_formed(context, "1.2.3");
@@ -828,10 +850,9 @@ static void test_gone_ids(test_context *context) {
     for (int i = 0; i < KNOWN_PROVIDERS; i++) {
         const capabilities *other = &known_providers[i];
         if (!other->gone_id) continue;
-        unsigned codes = GARBAGE;
-        if (context->is_std || other == context->can) codes = GONE;
+        unsigned codes = codes_of_gone(context, other);
         /* A number is a descriptor to those who take descriptors. */
-        if (!context->is_std && context->can->is_file && strcmp(other->name, "sysv") == 0) codes |= GONE;
+        if (!context->is_std && context->can->has_numbers && strcmp(other->name, "sysv") == 0) codes |= GONE;
         check_garbage(context, other->gone_id, codes);
     }
 }
@@ -919,7 +940,7 @@ static void close_foreign(const int fds[FOREIGN]) {
 }
 
 static void test_foreign_descriptors(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     int fds[FOREIGN];
     char id[24];
     open_foreign(fds);
@@ -1224,7 +1245,7 @@ static void test_environment_of_afl(test_context *context) {
     REQUIRE(owner);
     check_given_to_afl(owner, is_shareable_with_afl(context->can));
     closed(owner);
-    if (!context->can->is_file || context->is_std) return;
+    if (!context->can->has_numbers || context->is_std) return;
     shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
     shmp_shmem *numbered = provider ? created_by(provider, SMALL, 0) : NULL;
     shmp_provider_close(provider);
@@ -1308,7 +1329,7 @@ static void test_persist_survives_exec(test_context *context) {
 }
 
 static void test_inherited_descriptor_by_number(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     char id[24], size[24];
     shmp_shmem *owner = created(context, SMALL, SHMP_INHERIT);
     REQUIRE(owner);
@@ -1321,7 +1342,7 @@ static void test_inherited_descriptor_by_number(test_context *context) {
 }
 
 static void test_fd_ids(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "has no SHMP_FD_IDS");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "has no SHMP_FD_IDS");
     char number[24];
     shmp_provider *provider = opened(context->label, SHMP_FD_IDS);
     REQUIRE(provider);
@@ -1354,7 +1375,7 @@ static void test_fd_ids(test_context *context) {
 }
 
 static void test_closed_descriptor_by_number(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->is_std, "a number is no descriptor here");
+    SKIP_UNLESS(context->can->has_numbers && !context->is_std, "a number is no descriptor here");
     char id[24];
     int fd = dup(STDERR_FILENO);
     REQUIRE(fd >= 0);
@@ -1403,7 +1424,7 @@ static void create_beyond_file_limit(void *argument) {
     signal(SIGXFSZ, SIG_IGN);
     CHECK_EQUAL(setrlimit(RLIMIT_FSIZE, &small), 0);
     closed(created(context, SMALL, 0));
-    if (context->can->is_file)
+    if (context->can->has_numbers)
         CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)SMALL + 1, 0u);
     else
         closed(created(context, SMALL + 1, 0));

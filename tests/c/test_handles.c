@@ -3,6 +3,7 @@
  * between the calls. Some tests see the core from inside; some need root, who can be somebody else. */
 #define _GNU_SOURCE /* Linux: memfd_create, seals, namespaces */
 #include "backend/unix.h"
+#include "backend/wrap.h"
 #include "harness.h"
 
 #include <pthread.h>
@@ -498,7 +499,7 @@ static void check_unmapped(const test_context *context, unsigned flags) {
 }
 
 static void test_unmapped(test_context *context) {
-    if (!context->can->is_file) {
+    if (!context->can->has_numbers) {
         CHECK_REFUSED(CODE(SHMP_EUNSUPPORTED), shmp_create, context->provider, (size_t)SMALL, (unsigned)SHMP_UNMAPPED);
         return;
     }
@@ -517,7 +518,7 @@ static void create_without_address_space(void *context) {
 
 /* It is not mapped for a moment either. */
 static void test_unmapped_needs_no_address_space(test_context *context) {
-    SKIP_UNLESS(context->can->is_file && !context->can->has_names, "needs descriptors, and no free space");
+    SKIP_UNLESS(context->can->has_numbers && !context->can->has_names, "needs descriptors, and no free space");
     SKIP_UNLESS(sizeof(size_t) > 4 && !getenv("SHMP_VALGRIND"), "needs 64 bits, and a real address space");
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     SKIP_UNLESS(0, "the sanitizer has taken the address space");
@@ -606,6 +607,12 @@ static void test_a_users_own_mode_stays(test_context *context) {
     check_own_mode(context, SHMP_MODE(0666));
 }
 
+/* What holds the descriptor. */
+static const shmp__fd_mapping *innermost(const shmp_shmem *shmem) {
+    while (shmem->mapping->provider->inner) shmem = shmp__wrap_of(shmem->mapping)->inner;
+    return shmp__fd_of(shmem->mapping);
+}
+
 /* Whoever gets a descriptor that can only read cannot reopen it for writing: nobody else has rights on the inode. */
 static void check_narrow_by(const test_context *context, const char *how) {
     shmp_error error;
@@ -613,7 +620,7 @@ static void check_narrow_by(const test_context *context, const char *how) {
     shmp_shmem *owner = created(context, SMALL, 0), *clone = NULL;
     REQUIRE(owner);
     check_subject("%s", how);
-    int fd = shmp__fd_of(owner->mapping)->fd; /* without asking, which narrows it */
+    int fd = innermost(owner)->fd; /* without asking, which narrows it */
     if (strcmp(how, "describe") == 0) CHECK(SUCCEEDS(shmp_describe, owner, &description));
     if (strcmp(how, "fileno") == 0) fd = shmp_fileno(owner);
     if (strcmp(how, "persist") == 0) CHECK(SUCCEEDS(shmp_persist, owner));
@@ -640,6 +647,7 @@ static void test_newer_options(test_context *context) {
         shmp_provider_options options;
         unsigned char grown[24];
     } newer;
+    SKIP_UNLESS(!context->wraps, "tested over what is wrapped");
     memset(&newer, 0, sizeof newer);
     newer.options.struct_size = sizeof newer;
     shmp_error error = poisoned_error();
@@ -705,7 +713,7 @@ static void test_std_attaches_with_each_mechanisms_own(test_context *context) {
     REQUIRE(std);
     for (int i = 0; i < KNOWN_PROVIDERS; i++) {
         const char *name = known_providers[i].name;
-        shmp_provider *maker = known_providers[i].shares ? opened(name, 0) : NULL;
+        shmp_provider *maker = known_providers[i].shares && !known_providers[i].wraps ? opened(name, 0) : NULL;
         if (!maker) continue;
         check_subject("%s", name);
         shmp_shmem *owner = created_by(maker, SMALL, 0);

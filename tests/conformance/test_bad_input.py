@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from mechanisms import AVAILABLE, mechanism
 
 from shmem_providers import (
     InvalidIdError,
@@ -189,7 +190,7 @@ def test_bad_ids(provider: ShMemProvider, can: Callable[[ShMemProvider, str], bo
     for id in [*IDS, *UNPRINTABLE_IDS]:
         for read_only in (False, True):
             raised = refusal(lambda: provider.shmem_from_id_and_size(id, 4096, read_only=read_only))  # noqa: B023
-            if provider.name == "posix" and id in ("/etc/passwd", "/a/b"):
+            if mechanism(provider) == "posix" and id in ("/etc/passwd", "/a/b"):
                 assert isinstance(raised, InvalidIdError)  # it has a second slash
             is_name = any_name and id in IDS and len(id) < 20 and "\\" not in id
             expected = FileNotFoundError if is_name else InvalidIdError
@@ -200,7 +201,7 @@ def test_bad_ids(provider: ShMemProvider, can: Callable[[ShMemProvider, str], bo
 
 def test_an_empty_id_is_nops_alone(provider: ShMemProvider) -> None:
     for id in ("", ShMemId()):
-        if provider.name == "nop":
+        if mechanism(provider) == "nop":
             provider.shmem_from_id_and_size(id, 10).close()
         else:
             with pytest.raises(InvalidIdError):
@@ -209,8 +210,8 @@ def test_an_empty_id_is_nops_alone(provider: ShMemProvider) -> None:
 
 def test_a_provider_takes_no_others_ids(provider: ShMemProvider) -> None:
     with provider.new_shmem(64) as shm:
-        for other in available_providers():
-            if other == provider.name:
+        for other in AVAILABLE:
+            if other == mechanism(provider):
                 continue
             raised = refusal(lambda: open_provider(other).shmem_from_id_and_size(shm.id, 64))  # noqa: B023
             # a System V id that is given to memfd or posix by name is the number of a descriptor
@@ -672,7 +673,7 @@ def test_the_environment_chooses_the_provider(run_python: Callable[..., str]) ->
     )
     best = available_providers()[0]
     assert run_python(code, env={"SHMEM_PROVIDER": "nop"}).startswith("ValueError False SHMEM_PROVIDER: nop shares")
-    for name in set(available_providers()) - {"nop"}:
+    for name in set(AVAILABLE) - {"nop"}:
         assert run_python(code, env={"SHMEM_PROVIDER": name}) == f"{name}\n"
     for name in ("", "std"):
         assert run_python(code, env={"SHMEM_PROVIDER": name}) == f"{best}\n"
@@ -692,6 +693,6 @@ def test_the_environment_changes_creation_alone(sharing: ShMemProvider, run_pyth
     )
     with sharing.new_shmem(100) as shm:
         shm[0] = 77
-        for chosen in set(available_providers()) - {"nop"}:
+        for chosen in set(AVAILABLE) - {"nop"}:
             printed = run_python(code, shm.id, env={"SHMEM_PROVIDER": chosen})
-            assert printed == f"{sharing.name} 77\n", chosen
+            assert printed == f"{mechanism(sharing)} 77\n", chosen

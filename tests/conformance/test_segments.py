@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 from held import IS_WINE, held
+from mechanisms import mechanism
 
 from shmem_providers import (
     MmapShMemProvider,
@@ -99,7 +100,7 @@ def test_a_huge_segment_works_or_is_refused(provider: ShMemProvider, size: int) 
         refused = raised
     if not shm:
         assert str(size) in str(refused)
-        assert isinstance(refused, MemoryError) == (provider.name == "nop")
+        assert isinstance(refused, MemoryError) == (mechanism(provider) == "nop")
         assert getattr(refused, "errno", errno.ENOMEM) in (errno.ENOMEM, errno.ENOSPC, errno.EINVAL, errno.EFBIG)
         return
     with shm:
@@ -127,7 +128,7 @@ def test_many_segments_at_once(provider: ShMemProvider) -> None:
     for number, shm in enumerate(segments):
         shm[:] = number.to_bytes(2, "big")
     assert [int.from_bytes(shm[:], "big") for shm in segments] == list(range(300))
-    if provider.name != "nop":
+    if mechanism(provider) != "nop":
         assert len({shm.id for shm in segments}) == 300
     for shm in segments:
         shm.close()
@@ -136,7 +137,7 @@ def test_many_segments_at_once(provider: ShMemProvider) -> None:
 def test_reserved_memory_is_taken_at_once(provider: ShMemProvider, can: Can) -> None:
     size = 64 * PAGE
     if not can(provider, "reserve"):
-        with pytest.raises(io.UnsupportedOperation, match=provider.name):
+        with pytest.raises(io.UnsupportedOperation, match=mechanism(provider)):
             provider.new_shmem(size, reserve=True)
         return
 
@@ -477,7 +478,7 @@ def test_use_after_close_is_a_value_error(provider: ShMemProvider, read_only: bo
         shm.close()
     shm.close()
     assert (shm.closed, shm.size, shm.readonly) == (True, 4096, read_only)
-    assert shm.provider_name == provider.name
+    assert shm.provider_name == mechanism(provider)
     assert "closed" in repr(shm)
     wrong = {name: got for name, use in USES.items() if (got := outcome(lambda: use(shm))) is not ValueError}  # noqa: B023
     assert wrong == {}
@@ -516,7 +517,7 @@ def test_a_with_block_ends_with_live_views(provider: ShMemProvider, can: Can) ->
     with pytest.raises(ValueError, match="closed"):
         shm[0]
     assert descriptors() == before
-    if can(provider, "shares") and provider.name != "sysv":  # which is there as long as it is mapped
+    if can(provider, "shares") and mechanism(provider) != "sysv":  # which is there as long as it is mapped
         with pytest.raises(FileNotFoundError):
             provider.shmem_from_id_and_size(id, 4096)
     view[0] = 5
@@ -562,7 +563,7 @@ def test_memory_outlives_whoever_reads_it(
     end(shm)
     assert (shm.closed, clone.closed) == (True, True)
     assert descriptors() == before
-    if can(provider, "shares") and provider.name != "sysv":  # which is there as long as it is mapped
+    if can(provider, "shares") and mechanism(provider) != "sysv":  # which is there as long as it is mapped
         with pytest.raises(FileNotFoundError):
             provider.shmem_from_id_and_size(id, 4096)
     del shm, clone
@@ -626,7 +627,7 @@ def test_a_with_block_keeps_the_users_exception(provider: ShMemProvider) -> None
 
 def test_a_dropped_segment_warns_and_is_released(provider: ShMemProvider) -> None:
     segments: list[Any] = [provider.new_shmem(4096)]
-    with pytest.warns(ResourceWarning, match=f"{provider.name} of 4096 bytes") as record:
+    with pytest.warns(ResourceWarning, match=f"{mechanism(provider)} of 4096 bytes") as record:
         segments.clear()
     assert len(record) == 1
     del record  # it holds the segment, which came to life once more
@@ -727,7 +728,7 @@ def test_a_provider_ends_with_its_last_segment(provider: ShMemProvider) -> None:
 def test_clones_share_a_descriptor_and_others_have_their_own(provider: ShMemProvider, can: Can) -> None:
     with provider.new_shmem(10) as shm, provider.clone_ref(shm) as clone:
         if not can(provider, "fileno"):
-            with pytest.raises(io.UnsupportedOperation, match=provider.name):
+            with pytest.raises(io.UnsupportedOperation, match=mechanism(provider)):
                 shm.fileno()
             return
         assert (clone.fileno(), clone.id) == (shm.fileno(), shm.id)
@@ -814,13 +815,13 @@ def test_fork_hooks_change_nothing_by_themselves(provider: ShMemProvider) -> Non
 
 def test_what_a_segment_and_a_provider_say_of_themselves(provider: ShMemProvider) -> None:
     with provider.new_shmem(12345) as shm, provider.clone_ref(shm) as clone:
-        assert repr(shm) == f"<ShMem {provider.name} of 12345 bytes, open>"
+        assert repr(shm) == f"<ShMem {mechanism(provider)} of 12345 bytes, open>"
         assert str(clone) == repr(clone)
         with provider.shmem_from_id_and_size(shm.id, 12345, read_only=True) as reader:
             assert "read-only" in repr(reader)
     assert provider.name in repr(provider)
     assert type(provider).__name__ in repr(provider)
-    assert shm.provider_name == provider.name
+    assert shm.provider_name == mechanism(provider)
 
 
 def test_objects_of_the_c_types_are_not_made_by_hand() -> None:
