@@ -419,7 +419,7 @@ def test_b16_what_no_child_comes_for_goes(start: Start) -> None:
     assert service.wait_until(service.is_empty)
 
 
-def rc_over(service: Service, timeout: float | None = None) -> RcShMemProvider:
+def rc_over(service: Service) -> RcShMemProvider:
     served = ServedShMemProvider(MemfdShMemProvider(), service.address)
     return RcShMemProvider(served)
 
@@ -627,7 +627,7 @@ def test_b23_no_name_is_left(start: Start) -> None:
 
 
 @pytest.mark.parametrize("inner", [MemfdShMemProvider, MmapShMemProvider, UnixShMemProvider])
-def test_b24_rc_lets_go_of_all(inner: type[ShMemProvider]) -> None:
+def test_b24_rc_lets_go_of_all(inner: Callable[[], ShMemProvider]) -> None:
     provider = RcShMemProvider(inner())
     provider.new_shmem(SIZE).close()
     before = held()
