@@ -12,7 +12,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 compiler=${1:-${CC:-cc}}
 kind=${2:-plain}
 
-runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races'
+runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races test_service'
 # Older glibc has shm_open in a library of its own.
 case $(uname -s) in
 Linux) libraries='-pthread -lrt' programs="$programs test_machines" ;;
@@ -25,7 +25,7 @@ fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
-tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names' ;;
+tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names test_service' ;;
 emulated) programs=test_conformance ;; # the others want the kernel's own calls, or take minutes
 valgrind) # leaks are asan's, which children do not disturb; it lacks the fcntl that names are marked by
     runner='valgrind -q --error-exitcode=9 --leak-check=no' programs='test_conformance test_handles'
@@ -71,6 +71,11 @@ for program in $programs; do
     *) faults= ;;
     esac
     compile $program $sanitize $faults -o "$build/$program.exe"
+
+    if [ $program = test_service ]; then # as on systems without abstract sockets
+        compile $program $sanitize -DSHMP_HAVE_ABSTRACT=0 -o "$build/paths.exe"
+        "$build/paths.exe"
+    fi
 
     # A process of fewer bits than the other side has. Not all machines can compile or run it.
     if [ $program = test_machines ] && $compiler -m32 -x c "$build/header.c" -o "$build/header.exe" 2>/dev/null &&
