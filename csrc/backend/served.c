@@ -11,6 +11,7 @@
  * child's, ever takes it back. */
 #include "os/platform.h"
 #if SHMP_HAVE_UNIX
+#include "backend/turn.h"
 #include "backend/wrap.h"
 #include "os/os_service.h"
 #include "service/wire.h"
@@ -20,21 +21,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_TIMEOUT = 5000 /* milliseconds */ };
+enum {
+    DEFAULT_TIMEOUT = 5000, /* milliseconds */
+    LONGEST_NUMBER = 11     /* "-2147483648" */
+};
 
 typedef struct served_provider {
     shmp_provider base;
     char address[SHMP__ADDRESS_ROOM];
     unsigned timeout_ms;
-    shmp__turn turn;       /* of all that follows */
-    unsigned mark;         /* the process that it is of */
-    int socket;            /* -1: not connected */
-    unsigned session;      /* counts connections, from 1 */
-    unsigned held;         /* references */
-    int32_t client;        /* the service's number of the connection */
-    int is_owed;           /* the reply to a Deregister has not been read */
-    int is_announced;      /* the service keeps the references for a child, too */
-    shmp_service *service; /* SHMP_SERVE: ours; NULL: another process's */
+    shmp__turn turn;         /* of all that follows */
+    unsigned mark;           /* the process that it is of */
+    int socket;              /* -1: not connected */
+    unsigned session;        /* counts connections, from 1 */
+    unsigned held;           /* references */
+    int32_t client;          /* the service's number of the connection */
+    int is_owed;             /* the reply to a Deregister has not been read */
+    int is_announced;        /* the service keeps the references for a child, too */
+    int to_child, to_parent; /* a connection between both, while that is so; -1: none */
+    shmp_service *service;   /* SHMP_SERVE: ours; NULL: another process's */
 } served_provider;
 
 /* What the service holds for a mapping and its clones. */
@@ -117,7 +122,7 @@ static int receive_reply(const served_provider *self, int may_be_there, long lon
     }
     if (got < 0) return got;
     if (got == 0) return -ECONNRESET;
-    if (!shmp__reply_read(text, (size_t)got, ret_number)) {
+    if (got > LONGEST_NUMBER || !shmp__reply_read(text, (size_t)got, ret_number)) {
         if (fd >= 0) (void)shmp__os_close(fd);
         return -EPROTO;
     }
@@ -271,15 +276,26 @@ static int set_inner(shmp_provider *provider, shmp_error *reterr) {
 
 static int served_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
     served_provider *self = served(provider);
-    self->socket = -1;
+    self->socket = self->to_child = self->to_parent = -1;
     self->timeout_ms = options->timeout_ms ? options->timeout_ms : DEFAULT_TIMEOUT;
     int result = set_address(self, options->address, reterr);
     if (result == 0) result = set_inner(provider, reterr);
     return result < 0 ? result : prepare(self, reterr);
 }
 
+static void close_end(int *end) {
+    if (*end >= 0) (void)shmp__os_close(*end);
+    *end = -1;
+}
+
+static void close_ends(served_provider *self) {
+    close_end(&self->to_child);
+    close_end(&self->to_parent);
+}
+
 static void served_end(shmp_provider *provider) {
     forget(served(provider));
+    close_ends(served(provider));
     (void)shmp_service_stop(served(provider)->service, NULL);
 }
 
@@ -287,12 +303,44 @@ static const char *served_address(const shmp_provider *provider) { return ((cons
 
 /* ---- Fork ---- */
 
+/* The service keeps one announcement of a client, until the child it is for has come: parent and child wait for each
+ * other, in the order of the Rust crate, but never for long. */
+
+static const char greeting[4];
+
+static void wave(int end) { (void)shmp__os_send(end, greeting, sizeof greeting, -1); }
+
+/* 0: the other side has waved, or has ended; -ETIMEDOUT: neither. */
+static int await(const served_provider *self, int end) {
+    const long long until = shmp__os_ticks() + self->timeout_ms;
+    size_t room = sizeof greeting;
+    while (room > 0) {
+        char bytes[sizeof greeting];
+        int got = shmp__os_receive(end, bytes, room, NULL);
+        if (got > 0) room -= (size_t)got;
+        if (got > 0) continue;
+        if (got != -EAGAIN) return 0;
+        long long left = until - shmp__os_ticks();
+        struct pollfd polled = {.fd = end, .events = POLLIN};
+        if (left <= 0 || shmp__os_poll(&polled, 1, left) < 0) return -ETIMEDOUT;
+    }
+    return 0;
+}
+
 /* A service that is lost has nothing to keep for the child. */
-static void announce(served_provider *self) {
+static int announce(served_provider *self, shmp_error *reterr) {
     const shmp__request request = {.kind = SHMP__PRE_FORK};
     int32_t client;
-    if (self->socket < 0 || self->held == 0) return;
+    int ends[2];
+    close_ends(self); /* of a fork that had no end */
+    if (self->socket < 0 || self->held == 0) return 0;
+    int result = shmp__os_socket_pair(ends);
+    if (result < 0) return shmp__fail_os(reterr, result, "socketpair", "for parent and child to wait for each other");
+    self->to_child = ends[0];
+    self->to_parent = ends[1];
     if (ask(self, &request, &client, NULL, NULL) == 0) self->is_announced = client >= 0;
+    if (!self->is_announced) close_ends(self);
+    return 0;
 }
 
 static int served_pre_fork(shmp_provider *provider, shmp_error *reterr) {
@@ -300,10 +348,25 @@ static int served_pre_fork(shmp_provider *provider, shmp_error *reterr) {
     int result = shmp__turn_begin_fork(provider, &self->turn, self->timeout_ms, reterr);
     if (result <= 0) return result;
     settle(self);
-    announce(self);
-    result = self->service ? shmp_service_pre_fork(self->service, reterr) : 0;
-    if (result < 0) shmp__turn_undo_fork(&self->turn);
+    result = announce(self, reterr);
+    if (result == 0 && self->service) result = shmp_service_pre_fork(self->service, reterr);
+    if (result == 0) return 0;
+    close_ends(self);
+    shmp__turn_undo_fork(&self->turn);
     return result;
+}
+
+static int in_parent(served_provider *self, shmp_error *reterr) {
+    close_end(&self->to_parent);
+    int result = self->service ? shmp_service_post_fork(self->service, 0, reterr) : 0;
+    if (self->to_child < 0) return result;
+    wave(self->to_child);
+    int failed = await(self, self->to_child);
+    close_end(&self->to_child);
+    if (result < 0 || failed == 0) return result;
+    return shmp__fail_os(reterr, failed, "shmp_post_fork",
+                         "the child has not called it for %u ms, and may keep nothing of what it inherited",
+                         self->timeout_ms);
 }
 
 /* What was announced becomes ours, on a connection of our own. */
@@ -323,9 +386,13 @@ static int in_child(served_provider *self, shmp_error *reterr) {
     const int32_t parent = self->client;
     const unsigned session = self->session, held = self->held;
     if (self->service) (void)shmp_service_post_fork(self->service, 1, NULL);
+    close_end(&self->to_child);
     settle(self);
     if (!is_announced) return 0;
+    (void)await(self, self->to_parent); /* the service may be the parent's own */
     int result = take_over(self, parent, reterr);
+    wave(self->to_parent);
+    close_end(&self->to_parent);
     if (result < 0) return result;
     self->session = session;
     self->held = held;
@@ -336,10 +403,7 @@ static int served_post_fork(shmp_provider *provider, int is_child, shmp_error *r
     served_provider *self = served(provider);
     int result = shmp__turn_after_fork(provider, &self->turn, is_child, self->timeout_ms, reterr);
     if (result <= 0) return result;
-    if (self->mark != shmp__process_mark(provider))
-        result = in_child(self, reterr);
-    else
-        result = self->service ? shmp_service_post_fork(self->service, 0, reterr) : 0;
+    result = self->mark == shmp__process_mark(provider) ? in_parent(self, reterr) : in_child(self, reterr);
     self->is_announced = 0;
     shmp__turn_end_fork(&self->turn);
     return result;

@@ -144,8 +144,8 @@ typedef struct shmp_provider_options {
  *               another user than this one and root is refused. Each round trip takes options.timeout_ms at most (0:
  *               5,000). A lost service is an error of the call that finds it out; what is mapped stays, and the next
  *               call asks the service that is there then.
- *               "rc" wraps any provider (options.inner; NULL: "std") and has shmp_pre_fork() and shmp_post_fork() wait
- *               for each other.
+ *               "rc" wraps any provider (options.inner; NULL: "std") and adds nothing: the Rust crate's counts references
+ *               and forks so, which here all do.
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
@@ -184,9 +184,10 @@ SHMP_API int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limi
 /** Tell a provider that this process is about to fork, and afterwards that it did, in the parent
  *  (is_child 0) and in the child (1). Both call shmp_post_fork() as soon as they can, the parent also when fork()
  *  failed, if and only if shmp_pre_fork() succeeded, and from the thread that forks. In between the provider lets no
- *  other thread in. served: the child gets a connection of its own, and keeps what it inherited at the service, too;
- *  without these calls that is its parent's alone, and the child's connection is made when it first needs one. rc: the
- *  parent waits until the child has that, 5 seconds at most. memfd, posix, sysv, nop: nothing is done.
+ *  other thread in. served: the child gets a connection of its own, and keeps what it inherited at the service, too,
+ *  for which both wait for each other, options.timeout_ms at most; without these calls that is its parent's alone, and
+ *  the child's connection is made when it first needs one. rc: what the inner provider does. memfd, posix, sysv, win32,
+ *  nop: nothing.
  *  Calls may be nested, such as explicit ones round a hook of the language: the first shmp_pre_fork() and the first
  *  shmp_post_fork() do it all.
  *  @return 0; -SHMP_EINVAL no shmp_pre_fork() before; -SHMP_ESERVICE another thread had the provider for too long, or
