@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -117,19 +118,20 @@ def numpy(missing: Callable[[str], NoReturn]) -> Any:
 @pytest.fixture(scope="session")
 def service_address() -> Iterator[str]:
     """Where a service runs, as a process of its own, which is to end well."""
-    with tempfile.TemporaryDirectory(prefix="shmp") as folder, open(f"{folder}/log", "w+") as log:
-        command = [sys.executable, "-W", "error", "-m", "shmem_providers", "serve", "--address", f"{folder}/service"]
-        process = subprocess.Popen(command, stderr=log)
+    with tempfile.TemporaryDirectory(prefix="shmp") as folder:
+        address, log = f"{folder}/service", Path(folder, "log")
+        with log.open("w") as stderr:
+            command = [sys.executable, "-W", "error", "-m", "shmem_providers", "serve", "--address", address]
+            process = subprocess.Popen(command, stderr=stderr)
         deadline = time.monotonic() + 60
-        while not os.path.exists(f"{folder}/service"):
-            assert process.poll() is None
+        while not os.path.exists(address):
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        yield f"{folder}/service"
+        yield address
         process.terminate()
         assert process.wait(60) == 0
-        log.seek(0)
-        assert "Traceback" not in log.read()
+        assert "Traceback" not in log.read_text()
 
 
 def _open(request: pytest.FixtureRequest) -> Iterator[ShMemProvider]:

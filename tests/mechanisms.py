@@ -10,9 +10,31 @@ from shmem_providers._providers import probe_providers
 
 # What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
 CAPABILITIES = {
-    "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
-    "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode", "linger"},
-    "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
+    "memfd": {
+        "any_user",
+        "shares",
+        "fileno",
+        "persist",
+        "reserve",
+        "sparse",
+        "exact_size",
+        "fd_ids",
+        "id_of_any_handle",
+    },
+    "posix": {
+        "any_user",
+        "shares",
+        "fileno",
+        "persist",
+        "reserve",
+        "sparse",
+        "exact_size",
+        "fd_ids",
+        "named",
+        "mode",
+        "linger",
+    },
+    "sysv": {"any_user", "shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
     "served": {"shares", "fileno", "persist", "sparse", "exact_size", "id_of_any_handle"},  # lingers by its service
     "nop": set[str](),
@@ -28,8 +50,8 @@ if sys.platform == "darwin":
 AVAILABLE = [name for name in available_providers() if name != "served"]
 SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
 
-# That wrap others. The last two are what "std" is on Android, with memfd in the place of ashmem, and on macOS. SHMP_PLAIN
-# leaves them out where time is short: on emulated CPUs, and other Pythons.
+# That wrap others. The last two are what "std" is on Android, with memfd in the place of ashmem, and on macOS.
+# SHMP_PLAIN leaves them out where time is short: on emulated CPUs, and other Pythons.
 WRAPPING = ["rc(memfd)", "served(posix)", "rc(served(memfd))", "rc(served(posix))"]
 if os.environ.get("SHMP_PLAIN") or "served" not in dict(probe_providers()) or "memfd" not in AVAILABLE:
     WRAPPING = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from _warnings import warn
 
 from shmem_providers import _binding
 from shmem_providers._binding import lib
@@ -220,10 +221,9 @@ class ShMemService:
 
     def __del__(self) -> None:
         if getattr(self, "_running", None) and self.is_running:
-            import warnings
-
-            warnings.warn(f"unstopped {self!r}", ResourceWarning, source=self, stacklevel=2)
+            text = f"unstopped {self!r}"
             self._end()
+            warn(text, ResourceWarning, 1, self)
 
 
 class StdShMemService(ShMemService):
