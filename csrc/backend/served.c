@@ -93,8 +93,8 @@ static int lose(served_provider *self, int os_error, shmp_error *reterr) {
 /* Waits for the socket. 0; negative: it failed, or there was no time left. */
 static int wait_for(const served_provider *self, short events, long long until) {
     struct pollfd polled = {.fd = self->socket, .events = events};
-    long long left = until - shmp__os_ticks();
-    int result = shmp__os_poll(&polled, 1, left > 0 ? left : 0);
+    const long long left = until - shmp__os_ticks();
+    int result = left > 0 ? shmp__os_poll(&polled, 1, left) : 0;
     return result > 0 ? 0 : result < 0 ? result : -ETIMEDOUT;
 }
 

@@ -542,11 +542,17 @@ static inline void run_service(int ready, int stop) {
     _exit(result < 0);
 }
 
+static inline int open_pipe(int ret_ends[2]) {
+    if (pipe(ret_ends) < 0) return 0;
+    for (int i = 0; i < 2; i++) fcntl(ret_ends[i], F_SETFD, FD_CLOEXEC);
+    return 1;
+}
+
 /* In a process of its own. */
 static inline int start_service(test_service *ret_service) {
     int ready[2], stop[2];
     char byte;
-    if (pipe2(ready, O_CLOEXEC) < 0 || pipe2(stop, O_CLOEXEC) < 0) return 0;
+    if (!open_pipe(ready) || !open_pipe(stop)) return 0;
     fflush(NULL);
     pid_t process = fork();
     if (process == 0) {

@@ -15,7 +15,7 @@ kind=${2:-plain}
 runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races test_service'
 # Older glibc has shm_open in a library of its own.
 case $(uname -s) in
-Linux) libraries='-pthread -lrt' programs="$programs test_machines" ;;
+Linux) libraries='-pthread -lrt' programs="$programs test_machines test_served" ;;
 *) libraries=-pthread ;;
 esac
 if [ "$compiler" = windows ]; then
@@ -25,11 +25,14 @@ fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
-tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names test_service' ;;
-emulated) programs=test_conformance ;; # the others want the kernel's own calls, or take minutes
+tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names test_service test_served' ;;
+emulated) # the others want the kernel's own calls, or take minutes
+    programs=test_conformance
+    export SHMP_PLAIN=1
+    ;;
 valgrind) # leaks are asan's, which children do not disturb; it lacks the fcntl that names are marked by
     runner='valgrind -q --error-exitcode=9 --leak-check=no' programs='test_conformance test_handles'
-    export SHMP_VALGRIND=1
+    export SHMP_VALGRIND=1 SHMP_PLAIN=1
     ;;
 *)
     echo "usage: $0 [gcc|clang] [plain|asan|tsan|valgrind] | windows" >&2
@@ -64,7 +67,7 @@ compile() {
 
 for program in $programs; do
     case $program in
-    test_win32) faults=-DSHMP_FAULTS ;;
+    test_win32 | test_served) faults=-DSHMP_FAULTS ;;
     test_faults | test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
     test_names) faults=-Wl,--wrap=time ;; # its clock is its own
     test_machines) faults=-Wl,-z,now ;;

@@ -338,7 +338,7 @@ static const provider_kind kinds[] = {
      SEEN_LEFTOVER | SEEN_NASCENT | SEEN_CHOSEN, 0},
     {"sysv", "sysv", 0, SHARES | RESERVES | LISTS | LEFTOVERS | INDEXED | MODES | OF_STD | LINGERS,
      SEEN_OWNER | SEEN_LEFTOVER, 2},
-    {"nop", "nop", 0, LISTS | INDEXED, 0, 3},
+    {"nop", "nop", 0, LISTS | INDEXED, 0, 5},
     {"std", "std", 0, (ALL_FILES & ~NUMBERS) | PROC_IDS, SEEN_OWNER, 0},
 };
 

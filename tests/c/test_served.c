@@ -1305,6 +1305,13 @@ static void test_fork_of_a_host(test_context *context) {
 static void test_a_hosts_child_that_lives_longer(test_context *context) {
     int go[2];
     char byte;
+#if defined(__SANITIZE_THREAD__)
+    SKIP_UNLESS(0, "the sanitizer forbids a forked process of several threads a new one");
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+    SKIP_UNLESS(0, "the sanitizer forbids a forked process of several threads a new one");
+#endif
+#endif
     REQUIRE(pipe2(go, O_CLOEXEC) == 0);
     shmp_provider *provider = serving("std");
     shmp_shmem *shmem = provider ? created_by(provider, SMALL, 0) : NULL;
@@ -1372,6 +1379,190 @@ static void test_a_race_of_two_starters(test_context *context) {
     }
 }
 
+/* ---- Every call of the system fails ---------------------------------------------------------- */
+
+static struct {
+    shmp__atomic_uint is_armed;
+    int seen, failing, error, is_lasting, count;
+} fault;
+
+static int is_due(void) {
+    if (!shmp__atomic_load(&fault.is_armed)) return 0;
+    int at = fault.seen++;
+    if (at != fault.failing && !(fault.is_lasting && at > fault.failing)) return 0;
+    fault.count++;
+    errno = fault.error;
+    return 1;
+}
+
+int shmp__fault(const char *call);
+int shmp__fault(const char *call) {
+    (void)call;
+    return is_due();
+}
+
+int shmp__fault_after(const char *call, int result);
+int shmp__fault_after(const char *call, int result) {
+    (void)call;
+    return is_due() ? -1 : result;
+}
+
+typedef struct scene {
+    shmp_provider *provider, *opened;
+    shmp_shmem *owner, *made;
+    shmp_description description;
+} scene;
+
+static int faulty_open(scene *all, shmp_error *reterr) {
+    const shmp_provider_options options = {.struct_size = sizeof options, .timeout_ms = SHORT};
+    return shmp_provider_open("served", &options, &all->opened, reterr);
+}
+
+static int faulty_open_rc(scene *all, shmp_error *reterr) {
+    const shmp_provider_options options = {.struct_size = sizeof options, .inner = all->provider};
+    return shmp_provider_open("rc", &options, &all->opened, reterr);
+}
+
+static int faulty_available(scene *all, shmp_error *reterr) {
+    const char *name;
+    unsigned served = 0;
+    (void)all;
+    while (strcmp(known_providers[served].name, "served") != 0) served++;
+    return shmp_available(served, &name, reterr);
+}
+
+static int faulty_create(scene *all, shmp_error *reterr) {
+    return shmp_create(all->provider, SMALL, SHMP_INHERIT, &all->made, reterr);
+}
+
+static int faulty_attach(scene *all, shmp_error *reterr) {
+    return shmp_attach(all->provider, &all->description, 0, &all->made, reterr);
+}
+
+static int faulty_clone(scene *all, shmp_error *reterr) {
+    return shmp_clone(all->owner, SHMP_READ_ONLY, &all->made, reterr);
+}
+
+static int faulty_describe(scene *all, shmp_error *reterr) {
+    shmp_description description;
+    return shmp_describe(all->owner, &description, reterr);
+}
+
+static int faulty_close(scene *all, shmp_error *reterr) {
+    shmp_shmem *owner = all->owner;
+    all->owner = NULL;
+    return shmp_close(owner, reterr);
+}
+
+static int faulty_retire(scene *all, shmp_error *reterr) {
+    shmp_shmem *owner = all->owner;
+    all->owner = NULL;
+    int result = shmp__retire(owner, reterr);
+    int failed = shmp_close(owner, result < 0 ? NULL : reterr);
+    return result < 0 ? result : failed;
+}
+
+static int faulty_fork(scene *all, shmp_error *reterr) {
+    int result = shmp_pre_fork(all->provider, reterr);
+    return result < 0 ? result : shmp_post_fork(all->provider, 0, reterr);
+}
+
+static int faulty_child(scene *all, shmp_error *reterr) {
+    int result = shmp_pre_fork(all->provider, reterr);
+    if (result < 0) return result;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        shmp_error error = {.code = 0};
+        result = shmp_post_fork(all->provider, 1, &error);
+        shmp__atomic_sub(&fault.is_armed, shmp__atomic_load(&fault.is_armed));
+        _exit(result != error.code || bytes_of(all->owner)[0] != FROM_PARENT);
+    }
+    result = shmp_post_fork(all->provider, 0, reterr);
+    CHECK_EQUAL(status_of(child), 0);
+    return result;
+}
+
+static const struct faulty {
+    const char *name;
+    int (*run)(scene *all, shmp_error *reterr);
+} faulty[] = {
+    {"open", faulty_open},     {"open_rc", faulty_open_rc}, {"available", faulty_available}, {"create", faulty_create},
+    {"attach", faulty_attach}, {"clone", faulty_clone},     {"describe", faulty_describe},   {"close", faulty_close},
+    {"retire", faulty_retire}, {"fork", faulty_fork},       {"child", faulty_child},
+};
+
+/* Gives whether the faulty call was reached. */
+static int run_faulty(const struct faulty *operation, const char *label, int failing, int error_number,
+                      int is_lasting) {
+    const holdings before = count_holdings();
+    shmp_error error = poisoned_error();
+    scene all = {.provider = NULL};
+    shmp_provider *served = served_with(NULL, NULL, 0, SHORT);
+    const shmp_provider_options options = {.struct_size = sizeof options, .inner = served};
+    if (!served || !CHECK(shmp_provider_open("rc", &options, &all.provider, NULL) == 0)) return 0;
+    if (strcmp(label, "served") == 0) {
+        shmp_provider_close(all.provider);
+        all.provider = served;
+    } else {
+        shmp_provider_close(served);
+    }
+    all.owner = created_by(all.provider, SMALL, 0);
+    if (!all.owner) return 0;
+    bytes_of(all.owner)[0] = FROM_PARENT;
+    all.description = described(all.owner);
+    closed(created_by(all.provider, SMALL, 0)); /* a reply is under way */
+
+    check_subject("%s %s, call %d: %s%s", label, operation->name, failing + 1, strerror(error_number),
+                  is_lasting ? " from there on" : "");
+    fault.seen = fault.count = 0;
+    fault.failing = failing;
+    fault.error = error_number;
+    fault.is_lasting = is_lasting;
+    shmp__atomic_add(&fault.is_armed, 1);
+    int result = operation->run(&all, &error);
+    shmp__atomic_sub(&fault.is_armed, 1);
+    int is_reached = fault.count > 0;
+
+    if (result == 0) {
+        if (all.made) CHECK_EQUAL(shmp_size(all.made), SMALL);
+    } else {
+        CHECK((is_reached || operation->run == faulty_child) && result < 0 && result >= -SHMP_ESERVICE);
+        CHECK_EQUAL(error.code, result);
+        CHECK(error.call && *error.call && memchr(error.message, 0, sizeof error.message) && *error.message);
+        CHECK(!all.made && !all.opened);
+    }
+    shmp_close(all.made, NULL);
+    if (all.owner) CHECK_EQUAL(bytes_of(all.owner)[0], FROM_PARENT);
+    check_usable(all.provider);
+    closed(all.owner);
+    if (all.opened) check_usable(all.opened);
+    shmp_provider_close(all.opened);
+    shmp_provider_close(all.provider);
+    check_holdings(&before);
+    check_subject("");
+    return is_reached;
+}
+
+/* What failed is told, nothing stays behind, and what comes next works. */
+static void test_faults(test_context *context) {
+    static const int errors[] = {ENOMEM, EMFILE, EINVAL, ECONNRESET, EACCES, EAGAIN};
+    static const char *const labels[] = {"served", "rc(served)"};
+    int calls = 0;
+    (void)context;
+    WITH_SERVICE(service);
+    for (size_t i = 0; i < LENGTH(faulty) * LENGTH(errors) * LENGTH(labels); i++) {
+        const struct faulty *operation = &faulty[i / LENGTH(errors) / LENGTH(labels)];
+        const char *label = labels[i / LENGTH(errors) % LENGTH(labels)];
+        const int error = errors[i % LENGTH(errors)], is_slow = error == EAGAIN && operation->run != faulty_create;
+        for (int is_lasting = 0; is_lasting < 2 - is_slow; is_lasting++)
+            for (int at = 0; run_faulty(operation, label, at, error, is_lasting); at++) calls++;
+        alarm(10 * PATIENCE);
+    }
+    CHECK(calls > 1000);
+    stop_service(&service);
+}
+
 /* ---- All ------------------------------------------------------------------------------------- */
 
 static const test of_library[] = {
@@ -1415,6 +1606,7 @@ static const test of_library[] = {
     TEST(fork_of_a_host),
     TEST(a_hosts_child_that_lives_longer),
     TEST(a_race_of_two_starters),
+    TEST(faults),
     {NULL, NULL},
 };
 
