@@ -86,7 +86,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _is_too_much(item: pytest.Item) -> bool:
+    """Whether it is one over what wraps, of another suite than that which is for every provider."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return params.get("provider", params.get("sharing")) in WRAPPING and item.path.parent.name != "conformance"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _is_too_much(item)]
     for lack in os.environ.get("SHMP_LACKS", "").split():
         for part, reason in LACKS[lack].items():
             for item in items:
