@@ -99,14 +99,16 @@ def test_the_stub_types_all_of_c(header: str, stub: dict[str, dict[str, ast.stmt
         assert isinstance(getattr(lib, name), int)
 
 
-@pytest.mark.parametrize("name", ["Provider", "ShMem"])
+@pytest.mark.parametrize("name", ["Provider", "ShMem", "Service"])
 def test_the_stub_types_all_of_a_type(name: str, stub: dict[str, dict[str, ast.stmt]]) -> None:
     runtime = getattr(_binding, name)
     own = {member for member in vars(runtime) if not re.fullmatch(r"__\w+__", member)}
     declared = {member for member in stub[name] if not re.fullmatch(r"__\w+__", member)}
     assert declared - {"_shmem_type"} == own  # which is the subclass's
     for member in stub[name]:
-        assert hasattr(ShMem if name == "ShMem" else ShMemProvider, member) or "buffer__" in member, member
+        assert (
+            hasattr({"ShMem": ShMem, "Provider": ShMemProvider}.get(name, runtime), member) or "buffer__" in member
+        ), member
     properties = {
         member
         for member, statement in stub[name].items()
@@ -116,7 +118,7 @@ def test_the_stub_types_all_of_a_type(name: str, stub: dict[str, dict[str, ast.s
     assert properties == {member for member in own if inspect.isgetsetdescriptor(vars(runtime)[member])}
 
 
-@pytest.mark.parametrize("name", ["Provider", "ShMem"])
+@pytest.mark.parametrize("name", ["Provider", "ShMem", "Service"])
 def test_the_stub_says_what_c_says(name: str, stub: dict[str, dict[str, ast.stmt]]) -> None:
     """Editors show the docstrings of the stub for all that is implemented in C."""
     runtime = getattr(_binding, name)
@@ -132,10 +134,10 @@ def test_the_stub_says_what_c_says(name: str, stub: dict[str, dict[str, ast.stmt
 def test_what_is_exported() -> None:
     names = shmem_providers.__all__
     assert len(set(names)) == len(names)
-    assert sorted(names) == names
+    assert sorted(names, key=lambda name: (not name.isupper(), name)) == names  # constants first
     for name in names:
         value = getattr(shmem_providers, name)
-        if name in ("ffi", "lib"):
+        if name in ("ffi", "lib") or name.isupper():
             continue
         assert inspect.getdoc(value), name
         assert vars(value)["__doc__"] if isinstance(value, type) else value.__doc__, name  # its own

@@ -32,6 +32,7 @@ def test_doctor_tries_every_provider() -> None:
     assert (result.returncode, result.stderr) == (0, "")
     report = json.loads(result.stdout)
     assert [provider["name"] for provider in report["providers"]] == available_providers()
+    assert report["no_service"]
     assert report["std"] == available_providers()[0]
     for provider in report["providers"]:
         assert provider["works"]

@@ -6,9 +6,9 @@
         shm.write_to_env("MY_MAP")          # a child calls existing_from_env("MY_MAP")
         view = memoryview(shm)              # zero-copy, as numpy.frombuffer(shm, "u1")
 
-Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_ids`, `_errors`,
-`_service` and `_serve` (services), `_cursor`, `_handover` (pickles and forks), `__main__` and `_doctor` (the command line), `_library` (the C library's
-folders). `_binding` is the C extension.
+Modules: `_providers` (the classes that make segments), `_shmem` (the segment), `_service` and `_serve`
+(services), `_ids`, `_errors`, `_cursor`, `_handover` (pickles, forks), `__main__` and `_doctor` (the command
+line), `_library` (the C library's folders). `_binding` is the C extension.
 """
 
 from shmem_providers import _handover

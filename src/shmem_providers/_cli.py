@@ -105,7 +105,7 @@ def _show_report(report: Report) -> None:
     if not report["no_service"]:
         console.print("a service answers: see served")
     elif std_is_served or "SHMEM_SERVICE" in os.environ:
-        console.print(f"no service: {escape(report['no_service'])}")
+        console.print(f"no service: {escape(report['no_service'])}", soft_wrap=False)
     for provider in report["providers"]:
         if "problem" in provider:
             console.print(f"[yellow]{provider['name']}[/yellow]: {escape(provider['problem'])}")

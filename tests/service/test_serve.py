@@ -161,7 +161,7 @@ def test_it_is_a_process_of_its_own(started: Any, tmp_path: Path, monkeypatch: p
     with open_provider("posix").new_shmem(10) as plain, provider.attach(plain.id) as other:
         assert other.provider_name == "posix"
     assert started() == [pid]
-    del provider
+    del provider, shm, other, plain
     until(lambda: not started())
 
 
