@@ -299,7 +299,17 @@ static void served_end(shmp_provider *provider) {
     (void)shmp_service_stop(served(provider)->service, NULL);
 }
 
-static const char *served_address(const shmp_provider *provider) { return ((const served_provider *)provider)->address; }
+static const char *served_address(const shmp_provider *provider) {
+    return ((const served_provider *)provider)->address;
+}
+
+static int served_hosts(shmp_provider *provider) {
+    served_provider *self = served(provider);
+    int taken = take_turn(self, NULL),
+        result = taken >= 0 && self->service && self->mark == shmp__process_mark(provider);
+    end_turn(self, taken);
+    return result;
+}
 
 /* ---- Fork ---- */
 
@@ -582,6 +592,7 @@ const shmp__ops shmp__served_ops = {
     .post_fork = served_post_fork,
     .accepts = served_accepts,
     .address = served_address,
+    .hosts = served_hosts,
     .create = served_create,
     .attach = served_attach,
     .attach_fd = served_attach_fd,

@@ -80,6 +80,7 @@ struct shmp__ops {
     /* Has the shape of its ids. NULL: they are those of what it wraps, or "std" attaches to none of them. */
     int (*accepts)(const char *id);
     const char *(*address)(const shmp_provider *provider); /* of its service; NULL: it asks none */
+    int (*hosts)(shmp_provider *provider);                 /* whether it runs that itself, in this process */
 
     int (*create)(shmp__mapping *mapping, shmp_error *reterr); /* * but for one that routes; so are the others */
     int (*create_named)(shmp__mapping *mapping, const char *name, shmp_error *reterr);
@@ -147,6 +148,9 @@ const shmp_provider *shmp__meant(const shmp_provider *provider);
 
 /* Where the service is that has its segments; "": none has. */
 const char *shmp__service_of(const shmp_provider *provider);
+
+/* Whether it runs that service itself: then it is the last for shmp_pre_fork(), and the first for shmp_post_fork(). */
+int shmp__hosts_service(shmp_provider *provider);
 
 /* Opens the first that works of the mechanisms whose segments are descriptors. */
 int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);

@@ -214,6 +214,11 @@ const char *shmp__service_of(const shmp_provider *provider) {
     return provider->ops->address ? provider->ops->address(provider) : "";
 }
 
+int shmp__hosts_service(shmp_provider *provider) {
+    while (provider->inner && !provider->ops->accepts) provider = provider->inner;
+    return provider->ops->hosts ? provider->ops->hosts(provider) : 0;
+}
+
 int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
     unsigned long long bytes;
     int result = shmp__os_free_memory(&bytes);

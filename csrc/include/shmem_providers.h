@@ -188,6 +188,8 @@ SHMP_API int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limi
  *  for which both wait for each other, options.timeout_ms at most; without these calls that is its parent's alone, and
  *  the child's connection is made when it first needs one. rc: what the inner provider does. memfd, posix, sysv, win32,
  *  nop: nothing.
+ *  Of several providers, shmp_pre_fork() is called in the reverse order of their opening, and shmp_post_fork() in that
+ *  order: the service that one of them runs (SHMP_SERVE) answers nobody in between.
  *  Calls may be nested, such as explicit ones round a hook of the language: the first shmp_pre_fork() and the first
  *  shmp_post_fork() do it all.
  *  @return 0; -SHMP_EINVAL no shmp_pre_fork() before; -SHMP_ESERVICE another thread had the provider for too long, or

@@ -103,6 +103,18 @@ void shmpy_release_provider(shmp_provider *provider) {
     }
 }
 
+static void tell(shmp_provider *provider, int of_hosts) {
+    int result = -1;
+    for (size_t i = 0; i < told_count; i++)
+        if (told[i] == provider) return;
+    shmp__atomic_add(&provider->references, 1);
+    Py_BEGIN_ALLOW_THREADS
+    if (of_hosts || !shmp__hosts_service(provider)) result = shmp_pre_fork(provider, NULL);
+    if (result < 0) shmp_provider_close(provider);
+    Py_END_ALLOW_THREADS
+    if (result == 0) told[told_count++] = provider;
+}
+
 /* Announces a fork to all that shall hear of it. What cannot be told does not keep the process from forking: a provider
  * whose service is lost says so at its next use. */
 static PyObject *before_fork(PyObject *self, PyObject *unused) {
@@ -110,16 +122,8 @@ static PyObject *before_fork(PyObject *self, PyObject *unused) {
     shmpy_fork_lock();
     unsigned used = shmp__atomic_load(&count);
     told = used ? malloc(used * sizeof(shmp_provider *)) : NULL;
-    for (unsigned i = 0; told && i < used; i++) {
-        shmp_provider *provider = watched[i];
-        int result;
-        shmp__atomic_add(&provider->references, 1);
-        Py_BEGIN_ALLOW_THREADS
-        result = shmp_pre_fork(provider, NULL);
-        if (result < 0) shmp_provider_close(provider);
-        Py_END_ALLOW_THREADS
-        if (result == 0) told[told_count++] = provider;
-    }
+    for (int of_hosts = 0; told && of_hosts < 2; of_hosts++) /* whose services answer nobody from then on */
+        for (unsigned i = 0; i < used; i++) tell(watched[i], of_hosts);
     shmpy_services_pre_fork(); /* after the providers, which ask them */
     Py_RETURN_NONE;
 }
@@ -136,7 +140,7 @@ static PyObject *after_fork(PyObject *self, PyObject *is_child) {
     told = NULL;
     told_count = 0;
     Py_BEGIN_ALLOW_THREADS
-    for (size_t i = 0; i < all; i++) (void)shmp_post_fork(providers[i], truth, NULL);
+    for (size_t i = all; i > 0; i--) (void)shmp_post_fork(providers[i - 1], truth, NULL); /* hosts first */
     Py_END_ALLOW_THREADS
     for (size_t i = 0; i < all; i++) shmpy_release_provider(providers[i]);
     free(providers);

@@ -25,7 +25,7 @@ fi
 case $kind in
 plain) ;;
 asan) sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all' ;;
-tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names test_served test_service' ;;
+tsan) sanitize=-fsanitize=thread programs='test_conformance test_handles test_names test_service test_served' ;;
 emulated) # the others want the kernel's own calls, or take minutes
     programs=test_conformance
     export SHMP_PLAIN=1

@@ -348,7 +348,9 @@ static void check_child_keeps(const char *label) {
     int go[2];
     char byte;
     REQUIRE(make_family(label, &all) && pipe2(go, O_CLOEXEC) == 0);
+    const long descriptors = count_descriptors();
     pid_t child = hooked_fork(all.provider);
+    CHECK_EQUAL(count_descriptors(), descriptors);
     if (child == 0) {
         close(go[1]);
         bytes_of(all.shmem)[0] = FROM_CHILD;
@@ -1094,6 +1096,16 @@ static void check_answers(shmp_provider *provider) {
     closed(owner);
 }
 
+static void use_stand_in(void *provider) {
+    check_answers(provider);
+    shmp_provider_close(provider);
+}
+
+static void *create_in_vain(void *provider) {
+    check_create_fails(provider, ETIMEDOUT);
+    return NULL;
+}
+
 static const struct {
     manners how;
     int code, is_lost;
@@ -1182,6 +1194,25 @@ static void test_garbage_is_found_late(test_context *context) {
     usleep(100000);
     behave(HONEST);
     check_create_fails(provider, EPROTO);
+    check_answers(provider);
+    shmp_provider_close(provider);
+    stop_stand_in();
+}
+
+/* What another thread of the parent had begun is not waited for. */
+static void test_a_fork_while_another_thread_asks(test_context *context) {
+    pthread_t thread;
+    shmp__request request;
+    (void)context;
+    REQUIRE(start_stand_in());
+    shmp_provider *provider = hasty();
+    REQUIRE(provider);
+    behave(SILENT);
+    REQUIRE(pthread_create(&thread, NULL, create_in_vain, provider) == 0);
+    hears(SHMP__NEW_MAP, 1, &request);
+    behave(HONEST);
+    CHECK_IN_CHILD(use_stand_in, provider);
+    pthread_join(thread, NULL);
     check_answers(provider);
     shmp_provider_close(provider);
     stop_stand_in();
@@ -1301,10 +1332,74 @@ static void test_fork_of_a_host(test_context *context) {
     test_nobody_is_there(context);
 }
 
-/* ... does not keep its parent's service, of which it has no descriptor. */
-static void test_a_hosts_child_that_lives_longer(test_context *context) {
-    int go[2];
+/* The second one's service is the first one's. */
+static void test_fork_of_a_host_with_another_provider(test_context *context) {
+    shmp_error error;
+    (void)context;
+    shmp_provider *host = serving("std"), *guest = serving("std");
+    shmp_shmem *shmem = guest ? created_by(guest, SMALL, 0) : NULL;
+    REQUIRE(host && shmem);
+    CHECK(shmp__hosts_service(host) && !shmp__hosts_service(guest));
+    shmp_description description = described(shmem);
+    double begun = now();
+    REQUIRE(SUCCEEDS(shmp_pre_fork, guest) && SUCCEEDS(shmp_pre_fork, host));
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) shmp__atomic_set(&check_failures, 0);
+    CHECK(SUCCEEDS(shmp_post_fork, host, child == 0) && SUCCEEDS(shmp_post_fork, guest, child == 0));
+    CHECK(now() - begun < 3);
+    if (child > 0) closed(shmem);
+    if (child == 0) {
+        CHECK(!shmp__hosts_service(host));
+        check_usable(guest);
+        CHECK(is_held(&description));
+        closed(shmem);
+        end_child();
+    }
+    CHECK_EQUAL(status_of(child), 0);
+    shmp_provider_close(guest);
+    shmp_provider_close(host);
+}
+
+/* ... does not keep its parent's service, of which it has no descriptor; without the hooks, none after it first used
+ * the provider. */
+static void check_longer_life(test_context *context, int is_hooked) {
+    int go[2], ready[2];
     char byte;
+    REQUIRE(pipe2(go, O_CLOEXEC) == 0 && pipe2(ready, O_CLOEXEC) == 0);
+    shmp_provider *provider = serving("std");
+    shmp_shmem *shmem = provider ? created_by(provider, SMALL, 0) : NULL;
+    REQUIRE(shmem);
+    fflush(NULL);
+    pid_t child = is_hooked ? hooked_fork(provider) : fork();
+    if (child == 0) {
+        close(go[1]);
+        if (!is_hooked) shmp__atomic_set(&check_failures, 0);
+        if (!is_hooked) check_usable(provider);
+        close(ready[1]);
+        (void)!read(go[0], &byte, 1);
+        bytes_of(shmem)[0] = FROM_CHILD;
+        closed(shmem);
+        shmem = NULL;
+        (void)shmp_create(provider, SMALL, 0, &shmem, NULL); /* may find out that the service has ended */
+        shmp_close(shmem, NULL);
+        check_usable(provider); /* by a service of its own */
+        shmp_provider_close(provider);
+        end_child();
+    }
+    close(go[0]);
+    close(ready[1]);
+    (void)!read(ready[0], &byte, 1);
+    close(ready[0]);
+    closed(shmem);
+    shmp_provider_close(provider);
+    test_nobody_is_there(context);
+    close(go[1]);
+    CHECK_EQUAL(status_of(child), 0);
+    test_nobody_is_there(context);
+}
+
+static void test_a_hosts_child_that_lives_longer(test_context *context) {
 #if defined(__SANITIZE_THREAD__)
     SKIP_UNLESS(0, "the sanitizer forbids a forked process of several threads a new one");
 #elif defined(__has_feature)
@@ -1312,27 +1407,8 @@ static void test_a_hosts_child_that_lives_longer(test_context *context) {
     SKIP_UNLESS(0, "the sanitizer forbids a forked process of several threads a new one");
 #endif
 #endif
-    REQUIRE(pipe2(go, O_CLOEXEC) == 0);
-    shmp_provider *provider = serving("std");
-    shmp_shmem *shmem = provider ? created_by(provider, SMALL, 0) : NULL;
-    REQUIRE(shmem);
-    pid_t child = hooked_fork(provider);
-    if (child == 0) {
-        close(go[1]);
-        (void)!read(go[0], &byte, 1);
-        bytes_of(shmem)[0] = FROM_CHILD;
-        closed(shmem);
-        check_usable(provider); /* by a service of its own */
-        shmp_provider_close(provider);
-        end_child();
-    }
-    close(go[0]);
-    closed(shmem);
-    shmp_provider_close(provider);
-    test_nobody_is_there(context);
-    close(go[1]);
-    CHECK_EQUAL(status_of(child), 0);
-    test_nobody_is_there(context);
+    check_longer_life(context, 1);
+    check_longer_life(context, 0);
 }
 
 /* Both use the first one's. */
@@ -1600,10 +1676,12 @@ static const test of_library[] = {
     TEST(impolite_greetings),
     TEST(garbage_is_found_late),
     TEST(a_service_that_forgets_a_fork),
+    TEST(a_fork_while_another_thread_asks),
     TEST(serve),
     TEST(std_that_serves),
     TEST(std_that_is_told_otherwise),
     TEST(fork_of_a_host),
+    TEST(fork_of_a_host_with_another_provider),
     TEST(a_hosts_child_that_lives_longer),
     TEST(a_race_of_two_starters),
     TEST(faults),
