@@ -1,21 +1,17 @@
-"""Segments shared with the Rust crate that this project is compatible with, both ways and to the byte.
-
-$SHMP_SEED is the crate's driver, built by cargo if not given: tools/windows.sh seed builds the one for Wine.
-"""
+"""Segments shared with the Rust crate that this project is compatible with, both ways and to the byte."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from seeds import Seed, SeedError
 
 from shmem_providers import ShMem, SizeMismatchError, StdShMemProvider, open_provider
 
@@ -23,7 +19,6 @@ WINDOWS = sys.platform == "win32"
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="the ids of the seed's providers there")
 linux = pytest.mark.skipif(WINDOWS, reason="a mechanism of Linux: on Windows the seed has one")
 
-CRATE = Path(__file__).parent / "seed"
 SHM = Path("/dev/shm")
 NAME = "SEED_MAP"
 EXACT, ODD = 65536, 4097
@@ -34,65 +29,6 @@ REVERSE = (
     "shm = shmem_providers.open_provider(sys.argv[1]).existing_from_env(sys.argv[2]); "
     "shm[:] = shm[:][::-1]; print(len(shm)); shm.close()"
 )
-
-
-class SeedError(Exception):
-    pass
-
-
-class Seed:
-    """A process with one segment of the seed crate; see seed/src/main.rs for what it can be asked."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.id, size = self._answer().split(" ")
-        self.size = int(size)
-
-    def ask(self, *fields: object) -> str:
-        assert self.process.stdin
-        print(*fields, sep="\t", file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def read(self) -> bytes:
-        return bytes.fromhex(self.ask("read", 0, self.size))
-
-    def write(self, data: bytes) -> None:
-        self.ask("write", 0, data.hex())
-
-    def quit(self) -> None:
-        with self.process:
-            pass
-        assert self.process.returncode == 0
-
-    def _answer(self) -> str:
-        assert self.process.stdout
-        line = self.process.stdout.readline().rstrip("\n")
-        if not line or line.startswith("error: "):
-            raise SeedError(line or f"the seed ended: {self.process.wait()}")
-        return line
-
-
-@pytest.fixture(scope="session")
-def seed_program(missing: Callable[[str], NoReturn]) -> Path:
-    if "SHMP_SEED" in os.environ:
-        return Path(os.environ["SHMP_SEED"])
-    cargo = shutil.which("cargo")
-    if not cargo:
-        missing("no cargo: install Rust 1.87 or newer (https://rustup.rs)")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    target = Path(cache, "shmem-providers", "seed")
-
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"CARGO_TARGET_DIR": str(target)}
-        arguments = [cargo, *command, "--locked", "--quiet"]
-        return subprocess.run(arguments, check=False, cwd=CRATE, env=environment, capture_output=True, text=True)
-
-    fetched = run("fetch")
-    if fetched.returncode:
-        missing(f"cargo can't fetch the seed crate: {fetched.stderr}")
-    built = run("build", "--offline")
-    assert built.returncode == 0, built.stderr
-    return target / "debug" / ("seed.exe" if WINDOWS else "seed")
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 
 use std::{env, error::Error, io, process};
 
-use shmem_providers::{ShMem, ShMemDescription, ShMemProvider, StdShMemProvider};
 #[cfg(unix)]
 use shmem_providers::{
     MmapShMem, MmapShMemProvider, UnixShMemProvider, unix_shmem::memfd::MemfdShMemProvider,
 };
+use shmem_providers::{ShMem, ShMemDescription, ShMemProvider, StdShMemProvider};
 
-const USAGE: &str =
-    "usage: seed create PROVIDER SIZE | attach PROVIDER ID SIZE | attach-env PROVIDER NAME";
+#[cfg(unix)]
+mod service;
+
+const USAGE: &str = "usage: seed create PROVIDER SIZE | attach PROVIDER ID SIZE | attach-env PROVIDER NAME | serve | client";
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -37,6 +39,10 @@ fn unhex(hex: &str) -> Result<Vec<u8>> {
     (0..hex.len()).step_by(2).map(byte).collect()
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn serve(shmem: &mut impl ShMem) -> Result<()> {
     println!("{} {}", shmem.id(), shmem.len());
     for line in io::stdin().lines() {
@@ -45,8 +51,7 @@ fn serve(shmem: &mut impl ShMem) -> Result<()> {
             ["read", offset, len] => {
                 let offset: usize = offset.parse()?;
                 let bytes = &shmem[offset..offset + len.parse::<usize>()?];
-                let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                println!("{}", hex.concat());
+                println!("{}", hex(bytes));
             }
             ["write", offset, hex] => {
                 let (offset, bytes) = (offset.parse::<usize>()?, unhex(hex)?);
@@ -72,6 +77,12 @@ fn serve(shmem: &mut impl ShMem) -> Result<()> {
 fn run() -> Result<()> {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    #[cfg(unix)]
+    match args[..] {
+        ["serve"] => return service::run(),
+        ["client"] => return service::client(),
+        _ => {}
+    }
     match args.get(1) {
         #[cfg(unix)]
         Some(&"sysv") => serve(&mut open::<UnixShMemProvider>(&args)?),
