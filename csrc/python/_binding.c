@@ -587,25 +587,25 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(shmp_shmem const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // shmp_shmem const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 178), // shmp_shmem const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 12), // char const *()(void)
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_error *)
-/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // char const *
-/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // shmp_error *
+/* 12 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // char const *
+/* 13 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // shmp_error *
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
 /* 16 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
-/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // shmp_provider_options const *
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 177), // shmp_provider_options const *
 /* 18 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // shmp_provider * *
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, shmp_error *)
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // shmp_provider *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // shmp_provider *
 /* 23 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -634,13 +634,13 @@ static void *_cffi_types[] = {
 /* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // int(*)(void *, shmp_listed const *)
-/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 177), // void *
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 180), // void *
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 56 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // shmp_description const *
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // shmp_description const *
 /* 58 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
 /* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
@@ -663,7 +663,7 @@ static void *_cffi_types[] = {
 /* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 171), // shmp_limits *
+/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // shmp_limits *
 /* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, size_t, unsigned int, shmp_shmem * *, shmp_error *)
@@ -681,7 +681,7 @@ static void *_cffi_types[] = {
 /* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 96 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // shmp_shmem *
+/* 98 */ _CFFI_OP(_CFFI_OP_POINTER, 178), // shmp_shmem *
 /* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
@@ -696,7 +696,7 @@ static void *_cffi_types[] = {
 /* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 12),
 /* 112 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // char *
+/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // char *
 /* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 113),
 /* 115 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
@@ -709,7 +709,7 @@ static void *_cffi_types[] = {
 /* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
 /* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
-/* 126 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // shmp_description *
+/* 126 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // shmp_description *
 /* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 13),
 /* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
@@ -729,38 +729,41 @@ static void *_cffi_types[] = {
 /* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
 /* 145 */ _CFFI_OP(_CFFI_OP_NOOP, 51),
-/* 146 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // shmp_listed const *
+/* 146 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // shmp_listed const *
 /* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
-/* 149 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION, 22), // shmp_provider *()(shmp_provider *)
+/* 149 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION, 29), // size_t()(shmp_shmem const *)
 /* 152 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 153 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
-/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // void *()(shmp_shmem const *)
-/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(shmp_shmem const *)
+/* 155 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
+/* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 157 */ _CFFI_OP(_CFFI_OP_FUNCTION, 30), // unsigned int()(void)
 /* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // void()(shmp_provider *)
-/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // void *()(shmp_shmem const *)
+/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 7),
 /* 161 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 163 */ _CFFI_OP(_CFFI_OP_ARRAY, 162), // char[200]
-/* 164 */ (_cffi_opcode_t)(200),
-/* 165 */ _CFFI_OP(_CFFI_OP_ARRAY, 162), // char[20]
-/* 166 */ (_cffi_opcode_t)(20),
-/* 167 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 169 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 170 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 171 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 172 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 173 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 174 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 175 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
-/* 176 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 162 */ _CFFI_OP(_CFFI_OP_FUNCTION, 180), // void()(shmp_provider *)
+/* 163 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 164 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 166 */ _CFFI_OP(_CFFI_OP_ARRAY, 165), // char[200]
+/* 167 */ (_cffi_opcode_t)(200),
+/* 168 */ _CFFI_OP(_CFFI_OP_ARRAY, 165), // char[20]
+/* 169 */ (_cffi_opcode_t)(20),
+/* 170 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 171 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 172 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 173 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 174 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 175 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 176 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 177 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 178 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_shmem
+/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 180 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -2477,6 +2480,44 @@ _cffi_f_shmp_provider_open(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_provider_open _cffi_d_shmp_provider_open
 #endif
 
+static shmp_provider * _cffi_d_shmp_provider_ref(shmp_provider * x0)
+{
+  return shmp_provider_ref(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_provider_ref(PyObject *self, PyObject *arg0)
+{
+  shmp_provider * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  shmp_provider * result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(22), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(22), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_provider_ref(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(22));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_provider_ref _cffi_d_shmp_provider_ref
+#endif
+
 static int _cffi_d_shmp_reap(shmp_provider * x0, unsigned int x1, int(* x2)(void *, shmp_listed const *), void * x3, shmp_error * x4)
 {
   return shmp_reap(x0, x1, x2, x3, x4);
@@ -2868,6 +2909,15 @@ _cffi_f_shmp_version(PyObject *self, PyObject *noarg)
 #  define _cffi_f_shmp_version _cffi_d_shmp_version
 #endif
 
+static int _cffi_const_SHMP_AFL_SIZE(unsigned long long *o)
+{
+  int n = (SHMP_AFL_SIZE) <= 0;
+  *o = (unsigned long long)((SHMP_AFL_SIZE) | 0);  /* check that SHMP_AFL_SIZE is an integer */
+  if (!_cffi_check_int(*o, n, 2U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_ANY_USER(unsigned long long *o)
 {
   int n = (SHMP_ANY_USER) <= 0;
@@ -3061,6 +3111,7 @@ static void _cffi_checkfld__shmp_provider_options(shmp_provider_options *p)
 struct _cffi_align__shmp_provider_options { char x; shmp_provider_options y; };
 
 static const struct _cffi_global_s _cffi_globals[] = {
+  { "SHMP_AFL_SIZE", (void *)_cffi_const_SHMP_AFL_SIZE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_ANY_USER", (void *)_cffi_const_SHMP_ANY_USER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_DRY_RUN", (void *)_cffi_const_SHMP_DRY_RUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_EID", (void *)_cffi_const_SHMP_EID, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3085,7 +3136,7 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_RESERVE", (void *)_cffi_const_SHMP_RESERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 154), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 157), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 67), (void *)_cffi_d_shmp_attach },
   { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 54), (void *)_cffi_d_shmp_attach_fd },
   { "shmp_attach_name", (void *)_cffi_f_shmp_attach_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_attach_name },
@@ -3095,12 +3146,12 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_close },
   { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 156), (void *)_cffi_d_shmp_data },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 159), (void *)_cffi_d_shmp_data },
   { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_describe },
   { "shmp_env_pairs", (void *)_cffi_f_shmp_env_pairs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_shmp_env_pairs },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
   { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 101), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 151), (void *)_cffi_d_shmp_flags },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 154), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_shmp_list },
   { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_locate },
@@ -3108,12 +3159,13 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 97), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 159), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 162), (void *)_cffi_d_shmp_provider_close },
   { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 78), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_shmp_provider_open },
+  { "shmp_provider_ref", (void *)_cffi_f_shmp_provider_ref, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 148), (void *)_cffi_d_shmp_provider_ref },
   { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 90), (void *)_cffi_d_shmp_reap },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 148), (void *)_cffi_d_shmp_size },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 151), (void *)_cffi_d_shmp_size },
   { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 104), (void *)_cffi_d_shmp_to_env },
   { "shmp_unlink", (void *)_cffi_f_shmp_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 21), (void *)_cffi_d_shmp_unlink },
   { "shmp_unset_env", (void *)_cffi_f_shmp_unset_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_shmp_unset_env },
@@ -3127,7 +3179,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 165) },
+          _CFFI_OP(_CFFI_OP_NOOP, 168) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3139,19 +3191,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 163) },
+               _CFFI_OP(_CFFI_OP_NOOP, 166) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 176) },
+             _CFFI_OP(_CFFI_OP_NOOP, 179) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 176) },
+                _CFFI_OP(_CFFI_OP_NOOP, 179) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 163) },
+              _CFFI_OP(_CFFI_OP_NOOP, 166) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -3163,16 +3215,16 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 12) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 176) },
+            _CFFI_OP(_CFFI_OP_NOOP, 179) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 168) },
+              _CFFI_OP(_CFFI_OP_NOOP, 171) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 168) },
+            _CFFI_OP(_CFFI_OP_NOOP, 171) },
   { "age", offsetof(shmp_listed, age),
            sizeof(((shmp_listed *)0)->age),
-           _CFFI_OP(_CFFI_OP_NOOP, 168) },
+           _CFFI_OP(_CFFI_OP_NOOP, 171) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3184,7 +3236,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 165) },
+          _CFFI_OP(_CFFI_OP_NOOP, 168) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 29) },
@@ -3203,36 +3255,36 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 169, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 172, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 170, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 173, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 171, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 174, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 172, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 175, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 11 },
-  { "shmp_provider", 173, _CFFI_F_OPAQUE,
+  { "shmp_provider", 176, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 174, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 177, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 21, 5 },
-  { "shmp_shmem", 175, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 178, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 167, _cffi_prim_int(4, 0),
+  { "$1", 170, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 169 },
-  { "shmp_error", 170 },
-  { "shmp_limits", 171 },
-  { "shmp_listed", 172 },
-  { "shmp_provider", 173 },
-  { "shmp_provider_options", 174 },
-  { "shmp_shmem", 175 },
+  { "shmp_description", 172 },
+  { "shmp_error", 173 },
+  { "shmp_limits", 174 },
+  { "shmp_listed", 175 },
+  { "shmp_provider", 176 },
+  { "shmp_provider_options", 177 },
+  { "shmp_shmem", 178 },
   { "shmp_user_visitor", 120 },
   { "shmp_visitor", 50 },
 };
@@ -3244,12 +3296,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  58,  /* num_globals */
+  60,  /* num_globals */
   7,  /* num_struct_unions */
   1,  /* num_enums */
   9,  /* num_typenames */
   NULL,  /* no includes */
-  178,  /* num_types */
+  181,  /* num_types */
   0,  /* flags */
 };
 
