@@ -103,7 +103,7 @@ class Provider(Generic[S]):
         reserve=True takes all of its memory now, as dear as touching every page, and promises that
         touching it later is never a SIGBUS. mode=0o660 and the like (posix, sysv) let other users attach,
         who say any_user=True; without it the segment is this user's alone. linger=True (posix, sysv): if its
-        creator is killed before anybody attached, it stays for a minute to be attached to.
+        creator is killed, it stays for a minute to be attached to.
 
         io.UnsupportedOperation: the mechanism has no such thing. ValueError: size 0 or less, a mode
         beyond 0o666. OverflowError: beyond the address space. OSError: a call of the system failed.
