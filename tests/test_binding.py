@@ -236,6 +236,9 @@ def test_a_segment_through_cffi() -> None:
     assert lib.shmp_describe(shmem[0], description, error) == 0
     assert lib.shmp_attach(provider[0], description, lib.SHMP_READ_ONLY, other, error) == 0
     assert lib.shmp_flags(other[0]) == lib.SHMP_READ_ONLY
+    assert lib.shmp_provider_ref(provider[0]) == provider[0]
+    lib.shmp_provider_close(provider[0])
+    assert ffi.string(lib.shmp_provider_name(provider[0])) == best
     lib.shmp_provider_close(provider[0])
     ours, theirs = (ffi.buffer(lib.shmp_data(each[0]), 5000) for each in (shmem, other))
     assert bytes(ours) == bytes(theirs) == bytes(5000)

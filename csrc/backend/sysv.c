@@ -4,8 +4,8 @@
  * attach by id while anyone is attached, so nothing survives SIGKILL but for one killed between
  * shmget and that mark, a few microseconds. Elsewhere nobody could attach any more, so the owner
  * marks it at close, and after SIGKILL it stays: ipcs, ipcrm. One that lingers (SHMP_LINGER) is marked by the
- * first who attaches, or by the owner's close. Until it is marked it has a key by which a reaper knows it. Cannot: a
- * descriptor, survive exec of its last user. */
+ * first who attaches after its creator has ended, or by the owner's close. Until it is marked it has a key by which a
+ * reaper knows it. Cannot: a descriptor, survive exec of its last user. */
 #include "os/platform.h"
 #if SHMP_HAVE_SYSV
 #include "backend/unix.h"
@@ -131,8 +131,10 @@ static int check(shmp__mapping *mapping, const char *text, shmp_error *reterr) {
         return shmp__fail(reterr, SHMP_ESIZE, "shmctl", "%d has %zu bytes, the description says %zu", id, segment.size,
                           mapping->size);
     if (mapping->flags & SHMP_WHOLE) mapping->size = segment.size;
-    /* it lingered, and has been attached to now: from here on it goes with its users */
-    if (shmp__os_shm_attaches_removed && has_our_key(&segment)) (void)shmp__os_shm_remove(id);
+    /* it lingered, and has been attached to now: from here on it goes with its users. While its creator lives, who
+     * may say the id to others or once more to the same, it is to linger still */
+    if (shmp__os_shm_attaches_removed && has_our_key(&segment) && shmp__os_has_ended(segment.creator_pid))
+        (void)shmp__os_shm_remove(id);
     return 0;
 }
 

@@ -210,6 +210,8 @@ int shmp__copy_id(char ret_id[SHMP__ID_SIZE], const char *text, size_t length, s
  * which has one of its own. */
 int shmp__env_description(const shmp_shmem *shmem, const char *name, unsigned flags, shmp_description *ret_description,
                           shmp_error *reterr); /* flags: as shmp_env_pairs */
+/* AFL++'s own variable for the size; NULL: "<name>_SIZE". */
+const char *shmp__env_size_name(const char *name, unsigned flags);
 int shmp__env_parse(const char *name, const char *id, const char *size, shmp_description *ret_description,
                     shmp_error *reterr); /* id, size: NULL when not set */
 

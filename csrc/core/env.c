@@ -6,7 +6,27 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PAIR_ROOM = sizeof "_SIZE=18446744073709551615" }; /* beside the name */
+enum { PAIR_FLAGS = SHMP_POSIX_NAMES | SHMP_AFL_SIZE };
+
+static const struct {
+    const char *name, *size_name; /* NULL: the size of such a segment is fixed, and AFL++ reads it nowhere */
+} afl_variables[] = {
+    {"__AFL_SHM_ID", "AFL_MAP_SIZE"},
+    {"__AFL_SHM_FUZZ_ID", "__AFL_SHM_FUZZ_MAP_SIZE"},
+    {"__AFL_CMPLOG_SHM_ID", NULL},
+};
+enum { AFL_VARIABLES = sizeof afl_variables / sizeof *afl_variables };
+
+static unsigned afl_row(const char *name) {
+    unsigned row = 0;
+    while (row < AFL_VARIABLES && strcmp(name, afl_variables[row].name) != 0) row++;
+    return row;
+}
+
+const char *shmp__env_size_name(const char *name, unsigned flags) {
+    unsigned row = flags & SHMP_AFL_SIZE ? afl_row(name) : AFL_VARIABLES;
+    return row < AFL_VARIABLES ? afl_variables[row].size_name : NULL;
+}
 
 /* Whether an AFL++ target would take the id for what it is. */
 static int is_for_afl(const shmp_shmem *shmem, const char *id, unsigned flags) {
@@ -18,11 +38,14 @@ int shmp__env_description(const shmp_shmem *shmem, const char *name, unsigned fl
                           shmp_error *reterr) {
     shmp_description description;
     if (!shmem || !name) return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "NULL argument");
-    if (flags & ~(unsigned)SHMP_POSIX_NAMES)
-        return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "flags %#x: only %#x are known", flags,
-                          SHMP_POSIX_NAMES);
+    if (flags & ~(unsigned)PAIR_FLAGS)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "flags %#x: only %#x are known", flags, PAIR_FLAGS);
     if (!*name || strchr(name, '='))
         return shmp__fail(reterr, SHMP_EINVAL, "shmp_to_env", "\"%.40s\" cannot name an environment variable", name);
+    if (flags & SHMP_AFL_SIZE && afl_row(name) == AFL_VARIABLES)
+        return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs",
+                          "\"%.40s\" is none of %s, %s and %s, for which AFL++ knows a size", name,
+                          afl_variables[0].name, afl_variables[1].name, afl_variables[2].name);
     int result = shmp_describe(shmem, &description, reterr);
     if (result < 0) return result;
     if (strncmp(name, "__AFL_", 6) == 0 && !is_for_afl(shmem, description.id, flags))
@@ -50,6 +73,8 @@ int shmp__env_parse(const char *name, const char *id, const char *size, shmp_des
     ret_description->size = (size_t)bytes;
     return shmp__copy_id(ret_description->id, id, strlen(id), reterr);
 }
+
+enum { PAIR_ROOM = sizeof "_SIZE=18446744073709551615" }; /* beside the name; AFL++'s own are no longer */
 
 static int size_name(char *ret_text, size_t room, const char *name, shmp_error *reterr) {
     if (!name) return shmp__fail(reterr, SHMP_EINVAL, "environment", "NULL argument");
@@ -79,8 +104,9 @@ int shmp_env_pairs(const shmp_shmem *shmem, const char *name, unsigned flags, ch
     if (room < PAIR_ROOM || strlen(name) > room - PAIR_ROOM)
         return shmp__fail(reterr, SHMP_EINVAL, "shmp_env_pairs", "room %zu: \"%.40s\" wants %zu", room, name,
                           strlen(name) + PAIR_ROOM);
+    const char *size_name = shmp__env_size_name(name, flags);
     snprintf(ret_id, room, "%s=%s", name, description.id);
-    snprintf(ret_size, room, "%s_SIZE=%zu", name, description.size);
+    snprintf(ret_size, room, "%s%s=%zu", size_name ? size_name : name, size_name ? "" : "_SIZE", description.size);
     return 0;
 }
 

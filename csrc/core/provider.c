@@ -82,10 +82,7 @@ int shmp__provider_open(const shmp__ops *ops, const shmp_provider_options *optio
     provider->flags = options->flags;
     provider->pid = shmp__os_pid();
     shmp__atomic_set(&provider->references, 1);
-    if (options->inner) {
-        provider->inner = options->inner;
-        shmp__atomic_add(&provider->inner->references, 1);
-    }
+    provider->inner = shmp_provider_ref(options->inner);
     result = ops->route ? 0 : mark_process(provider, reterr); /* handles are of those it routes to */
     if (result < 0) {
         dispose(provider);
@@ -187,6 +184,11 @@ int shmp_provider_open(const char *name, const shmp_provider_options *options, s
     char room[SHMP__WANTED_SIZE];
     const char *wanted = name && strcmp(name, "std") == 0 ? shmp__wanted_provider(room) : NULL;
     return shmp__provider_open_wanted(name, wanted, options, ret_provider, reterr);
+}
+
+shmp_provider *shmp_provider_ref(shmp_provider *provider) {
+    if (provider) shmp__atomic_add(&provider->references, 1);
+    return provider;
 }
 
 void shmp_provider_close(shmp_provider *provider) {

@@ -73,7 +73,7 @@ static int finish(shmp_shmem *shmem, int result, shmp_shmem **ret_shmem, shmp_er
         free(mapping);
         return result;
     }
-    shmp__atomic_add(&mapping->provider->references, 1);
+    (void)shmp_provider_ref(mapping->provider);
     shmem->data = mapping->data;
     shmem->size = mapping->size;
     *ret_shmem = shmem;

@@ -28,15 +28,22 @@
  *   platform. `reterr` (it may be NULL) then says which call failed, with what value, and what to
  *   do; on success it is not touched. Outputs are named ret_..., and are not touched on failure.
  * - Threads: any function may be called from any thread, at the same time, also on one handle.
- *   The exceptions are the two closing functions, which exclude every other use of that handle,
- *   and shmp_to_env and shmp_from_env, which exclude other users of the environment as setenv
- *   and getenv do.
+ *   The exceptions are the two closing functions, which exclude every other use of that handle
+ *   (of a provider: by that reference), and shmp_to_env and shmp_from_env, which exclude other
+ *   users of the environment as setenv and getenv do.
  * - Fork: handles work in the child. Closing one there releases the child's mapping and nothing
  *   of its parent's. What shmp_pre_fork() is for, see there.
  * - Cancellation: do not pthread_cancel() a thread that may be inside: what it holds there would be lost.
- * - Signals: not to be called from a signal handler. EINTR is dealt with inside. Nothing here
- *   raises a signal of its own, but the kernel sends SIGXFSZ to a process whose RLIMIT_FSIZE is
- *   smaller than a memfd or posix segment it creates (ignore that signal and it is an error).
+ * - Signals: not to be called from a signal handler, with two exceptions. From any: shmp_data, shmp_size, shmp_fileno,
+ *   shmp_flags, shmp_backend, shmp_provider_name, shmp_error_text and the two versions. All functions: from the handler
+ *   of a fault (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP) or of abort(), such as a crash handler that sends a last
+ *   message and ends the process, if what raised it was the thread's own code, outside of this library and of all that
+ *   takes a lock in the C library: malloc, stdio, setenv (memcpy and the like take none). Other threads may be inside
+ *   of any of these. Where that is not so, as with a heap so damaged that malloc itself aborts, the handler may wait
+ *   for ever, for malloc's lock: the library has none. 16 KiB of an alternate stack are enough, beside what the kernel
+ *   puts there. EINTR is dealt with inside. Nothing here raises a signal of its own, but the kernel sends SIGXFSZ to a
+ *   process whose RLIMIT_FSIZE is smaller than a memfd or posix segment it creates (ignore that signal and it is an
+ *   error).
  * - Nothing is logged, nothing aborts, errno is not part of the contract, and there is no global
  *   state.
  * - Undefined, as everywhere in C: a pointer that is no live handle, memory used after
@@ -154,7 +161,14 @@ typedef struct shmp_provider_options {
 SHMP_API int shmp_provider_open(const char *name, const shmp_provider_options *options, shmp_provider **ret_provider,
                                 shmp_error *reterr);
 
-/** Release a provider; NULL is fine. Its segments hold a reference: any order of closing is fine. */
+/** Take one more reference to a provider, for a second owner that closes it by itself, as a clone of an object of
+ *  another language is. NULL gives NULL. It takes no call of the system and no memory.
+ *  Owns: the caller; each reference is released with a shmp_provider_close() of its own.
+ *  @return `provider`. Since 0.2. */
+SHMP_API shmp_provider *shmp_provider_ref(shmp_provider *provider);
+
+/** Release a reference to a provider; NULL is fine. It is gone with the last, and with those that its segments hold:
+ *  any order of closing is fine. */
 SHMP_API void shmp_provider_close(shmp_provider *provider);
 
 /** The provider's name; for "std" the chosen one's; with what it wraps: "rc(served(memfd))". Valid as long as the
@@ -345,16 +359,20 @@ SHMP_API int shmp_persist(shmp_shmem *shmem, shmp_error *reterr);
 
 /** Set <name> to the id and <name>_SIZE to the decimal size, for processes started from now on.
  *  A name that begins with "__AFL_" takes a decimal sysv id only, since AFL++ would read any other id as somebody
- *  else's sysv segment. A target that was built for posix names (USEMMAP) wants shmp_env_pairs().
+ *  else's sysv segment. A target that was built for posix names (USEMMAP) wants shmp_env_pairs(), and so does one that
+ *  is to hear the size as AFL++ says it.
  *  @return 0; -SHMP_EINVAL the name is empty or has '=', or __AFL_ with such an id; -SHMP_EOS,
  *          after which <name> is not set. Since 0.1. */
 SHMP_API int shmp_to_env(const shmp_shmem *shmem, const char *name, shmp_error *reterr);
 
 #define SHMP_POSIX_NAMES 0x1 /* env_pairs: the target was built for posix names, "__AFL_..." takes them, too */
+#define SHMP_AFL_SIZE 0x2    /* env_pairs: the size as an AFL++ target reads it */
 
 /** Get what shmp_to_env would set as text, for the envp of one new process, or for putenv().
- *  @param flags     SHMP_POSIX_NAMES.
- *  @param ret_id    "<name>=<id>"; ret_size: "<name>_SIZE=<size>".
+ *  @param flags     SHMP_POSIX_NAMES; SHMP_AFL_SIZE: <name> is __AFL_SHM_ID, whose size becomes AFL_MAP_SIZE, or
+ *                   __AFL_SHM_FUZZ_ID, whose becomes __AFL_SHM_FUZZ_MAP_SIZE, or __AFL_CMPLOG_SHM_ID: AFL++ asks for no
+ *                   size of that, and it keeps <name>_SIZE.
+ *  @param ret_id    "<name>=<id>"; ret_size: "<name>_SIZE=<size>", or AFL++'s own.
  *  @param room      bytes that each of the two has: the length of the name and 32 are enough.
  *  @return as shmp_to_env(); -SHMP_EINVAL also if there is not that much room. Since 0.2. */
 SHMP_API int shmp_env_pairs(const shmp_shmem *shmem, const char *name, unsigned flags, char *ret_id, char *ret_size,

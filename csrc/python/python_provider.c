@@ -509,8 +509,8 @@ static PyMethodDef methods[] = {
      "zero.\n\n"
      "reserve=True takes all of its memory now, as dear as touching every page, and promises that\ntouching it later "
      "is never a SIGBUS. mode=0o660 and the like (posix, sysv) let other users attach,\nwho say any_user=True; without "
-     "it the segment is this user's alone. linger=True (posix, sysv): if its\ncreator is killed before anybody "
-     "attached, it stays for a minute to be attached to.\n\nio.UnsupportedOperation: the mechanism has no such thing. "
+     "it the segment is this user's alone. linger=True (posix, sysv): if its\ncreator is killed, it "
+     "stays for a minute to be attached to.\n\nio.UnsupportedOperation: the mechanism has no such thing. "
      "ValueError: "
      "size 0 or less, a mode\nbeyond 0o666. OverflowError: beyond the address space. OSError: a call of the system "
      "failed."},

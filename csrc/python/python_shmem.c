@@ -465,20 +465,22 @@ static PyObject *describe(PyObject *object, PyObject *unused) {
     return Py_BuildValue("sn", description.id, self->size);
 }
 
-/* What the environment should say: (id, size), after checking that it may say so under this name. */
+/* What the environment should say: (id, size, AFL++'s own variable for the size or None), after checking that it may
+ * say so under this name. */
 static PyObject *env_description(PyObject *object, PyObject *arguments) {
     ShMemObject *self = (ShMemObject *)object;
     const char *name;
     shmp_description description;
     shmp_error error;
-    int posix_names = 0, result;
-    if (!PyArg_ParseTuple(arguments, "s|p", &name, &posix_names) || begin(self, PIN) < 0) return NULL;
+    int posix_names = 0, afl = 0, result;
+    if (!PyArg_ParseTuple(arguments, "s|pp", &name, &posix_names, &afl) || begin(self, PIN) < 0) return NULL;
+    unsigned flags = (posix_names ? SHMP_POSIX_NAMES : 0) | (afl ? SHMP_AFL_SIZE : 0);
     Py_BEGIN_ALLOW_THREADS
-    result = shmp__env_description(self->handle, name, posix_names ? SHMP_POSIX_NAMES : 0, &description, &error);
+    result = shmp__env_description(self->handle, name, flags, &description, &error);
     Py_END_ALLOW_THREADS
     end(self, PIN);
     if (result < 0) return shmpy_raise(&error);
-    return Py_BuildValue("sn", description.id, self->size);
+    return Py_BuildValue("snz", description.id, self->size, shmp__env_size_name(name, flags));
 }
 
 static int collect_user(void *pids, long pid) { return shmpy_collect(pids, &pid); }

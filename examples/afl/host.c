@@ -53,12 +53,6 @@ static int refuse(const char *why, uint32_t word) {
     return -1;
 }
 
-static void number_to_env(const char *name, size_t number) {
-    char text[24];
-    (void)snprintf(text, sizeof text, "%zu", number);
-    (void)setenv(name, text, 1);
-}
-
 /* AFL++ marks a target that does many runs in a process, and one that says itself when to start. */
 static int mark_to_env(const char *path, const char *mark, const char *name) {
     FILE *program = fopen(path, "rb");
@@ -312,12 +306,17 @@ static long long number(const char *text) { /* -1 when it is none */
     return end == text || *end ? -1 : value;
 }
 
-static int share(shmp_provider *provider, size_t size, const char *name, shmp_shmem **ret_shmem, shmp_error *reterr) {
+/* `pairs` becomes part of the environment. */
+static int share(shmp_provider *provider, size_t size, const char *name, char pairs[2][64], shmp_shmem **ret_shmem,
+                 shmp_error *reterr) {
     int result = shmp_create(provider, size, 0, ret_shmem, reterr);
-    return result < 0 ? result : shmp_to_env(*ret_shmem, name, reterr);
+    if (result == 0) result = shmp_env_pairs(*ret_shmem, name, SHMP_AFL_SIZE, pairs[0], pairs[1], 64, reterr);
+    for (int i = 0; i < 2 && result == 0; i++) (void)putenv(pairs[i]);
+    return result;
 }
 
 int main(int count, char **arguments) {
+    static char pairs[2][2][64];
     long long seed = (long long)time(NULL), runs = LLONG_MAX, timeout = 1000;
     int result = 2;
     for (int option; (option = getopt(count, arguments, "+s:n:t:")) != -1;) {
@@ -341,8 +340,6 @@ int main(int count, char **arguments) {
     patience = (int)timeout;
     (void)signal(SIGPIPE, SIG_IGN);
 
-    number_to_env("AFL_MAP_SIZE", MAP_SIZE);
-    number_to_env("__AFL_SHM_FUZZ_MAP_SIZE", SHARED_SIZE);
     (void)setenv("LD_BIND_NOW", "1", 1);                                            /* not in each fork */
     (void)setenv("ASAN_OPTIONS", "abort_on_error=1:detect_leaks=0:symbolize=0", 1); /* its errors are to be crashes */
     (void)unsetenv("AFL_OLD_FORKSERVER");
@@ -350,8 +347,8 @@ int main(int count, char **arguments) {
     shmp_shmem *coverage = NULL, *input = NULL;
     shmp_error error;
     if (shmp_check_abi(&error) < 0 || shmp_provider_open("sysv", NULL, &provider, &error) < 0 ||
-        share(provider, MAP_SIZE, "__AFL_SHM_ID", &coverage, &error) < 0 ||
-        share(provider, SHARED_SIZE, "__AFL_SHM_FUZZ_ID", &input, &error) < 0) {
+        share(provider, MAP_SIZE, "__AFL_SHM_ID", pairs[0], &coverage, &error) < 0 ||
+        share(provider, SHARED_SIZE, "__AFL_SHM_FUZZ_ID", pairs[1], &input, &error) < 0) {
         fprintf(stderr, "host: %s: %s: %s\n", error.call, shmp_error_text(error.code), error.message);
     } else if (mark_to_env(command[0], "##SIG_AFL_PERSISTENT##", "__AFL_PERSISTENT") == 0 &&
                mark_to_env(command[0], "##SIG_AFL_DEFER_FORKSRV##", "__AFL_DEFER_FORKSRV") == 0 &&

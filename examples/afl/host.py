@@ -25,9 +25,7 @@ class ForkServer:
 
     def __init__(self, command: list[str], timeout: float = 1) -> None:
         self.map, self.input = map(UnixShMemProvider().new_shmem, (MAP_SIZE, 4 + MOST_BYTES))
-        self.map.write_to_env("__AFL_SHM_ID")
-        self.input.write_to_env("__AFL_SHM_FUZZ_ID")
-        env = os.environ | {"AFL_MAP_SIZE": str(MAP_SIZE), "__AFL_SHM_FUZZ_MAP_SIZE": str(4 + MOST_BYTES)}
+        env = os.environ | self.map.env("__AFL_SHM_ID", afl=True) | self.input.env("__AFL_SHM_FUZZ_ID", afl=True)
         env |= {"LD_BIND_NOW": "1", "ASAN_OPTIONS": "abort_on_error=1:detect_leaks=0:symbolize=0"}
         program = Path(command[0]).resolve()
         for mark, name in (b"PERSISTENT", "__AFL_PERSISTENT"), (b"DEFER_FORKSRV", "__AFL_DEFER_FORKSRV"):

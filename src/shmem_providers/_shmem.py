@@ -56,7 +56,7 @@ class ShMem(_binding.ShMem):
         id, size = self._describe()
         return ShMemDescription(size, id)
 
-    def env(self, name: str, *, posix_names: bool = False) -> dict[str, str]:
+    def env(self, name: str, *, posix_names: bool = False, afl: bool = False) -> dict[str, str]:
         """Give ``{name: id, name + "_SIZE": size}``, for ``subprocess.run(..., env=os.environ | shm.env(name))``.
 
         The process that is started calls `ShMemProvider.existing_from_env`. A name that begins with
@@ -65,22 +65,25 @@ class ShMem(_binding.ShMem):
         Args:
             name: the variable's.
             posix_names: the AFL++ target was built for posix names (``USEMMAP``), and takes one.
+            afl: the size goes where an AFL++ target reads it: ``AFL_MAP_SIZE`` for ``__AFL_SHM_ID``, and
+                ``__AFL_SHM_FUZZ_MAP_SIZE`` for ``__AFL_SHM_FUZZ_ID``. It asks for none of ``__AFL_CMPLOG_SHM_ID``,
+                which stays ``name + "_SIZE"``. There are no other names then.
 
         Raises:
-            ValueError: the name cannot be a variable's, or AFL++ could not read the id.
+            ValueError: the name cannot be a variable's, or AFL++ could not read the id, or knows no such name.
 
         """
-        id, size = self._env_description(name, posix_names)
-        return {name: id, name + "_SIZE": str(size)}
+        id, size, size_name = self._env_description(name, posix_names, afl)
+        return {name: id, size_name or name + "_SIZE": str(size)}
 
-    def write_to_env(self, name: str, *, posix_names: bool = False) -> None:
+    def write_to_env(self, name: str, *, posix_names: bool = False, afl: bool = False) -> None:
         """Set in ``os.environ`` what `env` gives, for all processes that are started from now on.
 
         Raises:
-            ValueError: the name cannot be a variable's, or AFL++ could not read the id.
+            ValueError: as `env`.
 
         """
-        os.environ.update(self.env(name, posix_names=posix_names))
+        os.environ.update(self.env(name, posix_names=posix_names, afl=afl))
 
     def as_ptr_of(self, ctype: type[T]) -> T | None:
         """Give an instance of a ctypes type that lies in this memory, at its start.

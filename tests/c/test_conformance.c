@@ -1212,17 +1212,47 @@ static void check_pairs_for_afl(const shmp_shmem *shmem, int allowed) {
     CHECK_TEXT(id, expected);
     snprintf(expected, sizeof expected, "__AFL_SHM_ID_SIZE=%zu", shmp_size(shmem));
     CHECK_TEXT(size, expected);
-    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 2, id, size, ROOM);
+    CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 4, id, size, ROOM);
     CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 0, id, size, 20);
     CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "A=B", 0, id, size, ROOM);
     CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, "X", 0, NULL, size, ROOM);
     CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, NULL, "X", 0, id, size, ROOM);
 }
 
+/* With SHMP_AFL_SIZE: the size in AFL++'s own variables. */
+static void check_sizes_for_afl(const shmp_shmem *shmem, int allowed) {
+    static const char *const rows[][2] = {{"__AFL_SHM_ID", "AFL_MAP_SIZE"},
+                                          {"__AFL_SHM_FUZZ_ID", "__AFL_SHM_FUZZ_MAP_SIZE"},
+                                          {"__AFL_CMPLOG_SHM_ID", "__AFL_CMPLOG_SHM_ID_SIZE"}};
+    static const char *const unknown[] = {"MAP", "__AFL_SHM_I", "__AFL_SHM_ID_", "AFL_MAP_SIZE", "__AFL_PERSISTENT"};
+    enum { ROOM = 64 };
+    char id[ROOM], size[ROOM], expected[ROOM];
+    shmp_error error;
+    unsigned flags = SHMP_AFL_SIZE | (described(shmem).id[0] == '/' ? SHMP_POSIX_NAMES : 0);
+    for (size_t i = 0; i < LENGTH(unknown); i++) {
+        check_subject("name %s", unknown[i]);
+        CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, unknown[i], flags, id, size, ROOM);
+    }
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        check_subject("name %s", rows[i][0]);
+        if (!allowed) {
+            CHECK_FAILS(CODE(SHMP_EINVAL), shmp_env_pairs, shmem, rows[i][0], flags, id, size, ROOM);
+            continue;
+        }
+        CHECK(SUCCEEDS(shmp_env_pairs, shmem, rows[i][0], flags, id, size, strlen(rows[i][0]) + 32));
+        snprintf(expected, sizeof expected, "%s=%s", rows[i][0], described(shmem).id);
+        CHECK_TEXT(id, expected);
+        snprintf(expected, sizeof expected, "%s=%zu", rows[i][1], shmp_size(shmem));
+        CHECK_TEXT(size, expected);
+    }
+    check_subject("");
+}
+
 static void check_given_to_afl(const shmp_shmem *shmem, int allowed) {
     static const char name[] = "__AFL_SHM_ID", name_of_size[] = "__AFL_SHM_ID_SIZE";
     shmp_error error;
     check_pairs_for_afl(shmem, allowed);
+    check_sizes_for_afl(shmem, allowed || described(shmem).id[0] == '/');
     setenv(name, "before", 1);
     setenv(name_of_size, "before", 1);
     if (allowed) {

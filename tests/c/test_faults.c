@@ -315,7 +315,8 @@ enum {
     MODES = 512,
     OF_STD = 1024, /* "std" attaches to its ids by a provider that it opens then */
     NAMES_STAY = 2048,
-    LINGERS = 4096
+    LINGERS = 4096,
+    IDS_STAY = 8192 /* a leftover can be attached to by its id */
 };
 
 typedef struct provider_kind {
@@ -336,7 +337,7 @@ static const provider_kind kinds[] = {
      SEEN_OWNER | SEEN_LEFTOVER | SEEN_NASCENT | SEEN_CHOSEN, 1},
     {"posix/fd_ids", "posix", SHMP_FD_IDS, ALL_FILES | NAMES | LEFTOVERS | MODES,
      SEEN_LEFTOVER | SEEN_NASCENT | SEEN_CHOSEN, 0},
-    {"sysv", "sysv", 0, SHARES | RESERVES | LISTS | LEFTOVERS | INDEXED | MODES | OF_STD | LINGERS,
+    {"sysv", "sysv", 0, SHARES | RESERVES | LISTS | LEFTOVERS | INDEXED | MODES | OF_STD | LINGERS | IDS_STAY,
      SEEN_OWNER | SEEN_LEFTOVER, 2},
     {"nop", "nop", 0, LISTS | INDEXED, 0, 5},
     {"std", "std", 0, (ALL_FILES & ~NUMBERS) | PROC_IDS, SEEN_OWNER, 0},
@@ -421,6 +422,12 @@ static int run_unlink(scene_state *scene, unsigned flags, shmp_error *reterr) {
 
 static int run_attach(scene_state *scene, unsigned flags, shmp_error *reterr) {
     return shmp_attach(scene->provider, &scene->description, flags, &scene->out.shmem, reterr);
+}
+
+static int run_attach_leftover(scene_state *scene, unsigned flags, shmp_error *reterr) {
+    shmp_description left = {.size = SIZE};
+    snprintf(left.id, sizeof left.id, "%d", scene->left_id);
+    return shmp_attach(scene->provider, &left, flags, &scene->out.shmem, reterr);
 }
 
 static int run_clone(scene_state *scene, unsigned flags, shmp_error *reterr) {
@@ -589,6 +596,7 @@ static const operation_case operations[] = {
     {"take", run_create_named, SHMP_EXIST_OK | SHMP_INHERIT, NAMES_STAY, OWNER | NAMED, ATTACHING},
     {"attach_name", run_attach_name, SHMP_INHERIT, NAMES_STAY, OWNER | NAMED, ATTACHING},
     {"attach_lingering", run_attach, 0, LINGERS, OWNER | LINGERING, ATTACHING},
+    {"attach_leftover", run_attach_leftover, 0, IDS_STAY, LEFTOVER, ATTACHING},
     {"unlink", run_unlink, 0, NAMES_STAY, CHOSEN_LEFTOVER, OS | CODE(SHMP_ENOTFOUND) | CODE(SHMP_EID)},
     {"attach", run_attach, 0, 0, OWNER, ATTACHING},
     {"attach_read_only", run_attach, SHMP_READ_ONLY, SHARES, OWNER, ATTACHING},
@@ -636,7 +644,9 @@ static const operation_case operations[] = {
 #define CREATE_NAMED "create_named create_kept " CREATE_IF_NEW
 #define CLONE "clone_read_only clone_inherit"
 #define ATTACH_FD "attach_fd attach_fd_whole attach_fd_unknown"
-#define ATTACH "attach attach_name attach_lingering attach_read_only attach_whole attach_inherit attach_by_std from_env"
+#define ATTACH                                                                                                         \
+    "attach attach_name attach_lingering attach_leftover attach_read_only attach_whole attach_inherit attach_by_std "  \
+    "from_env"
 #define ATTACH_OTHER "attach_other attach_other_whole"
 #define CLOSE "close close_lingering close_named close_shared retire retire_named"
 #define OPEN_FILE                                                                                                      \
@@ -704,8 +714,8 @@ static const struct rule {
     {"sysv", CREATE_RESERVE, "madvise", SHMP_EUNSUPPORTED, NULL, {EINVAL}},
     /* IPC_RMID is tried twice */
     {"sysv", CREATE " available close_lingering", "shmctl", SURVIVED, NULL, {0}},
-    /* whoever attaches next marks it, or the owner's close */
-    {"sysv", "attach_lingering", "shmctl", SUCCESS, NULL, {0}},
+    /* whoever attaches next marks it, or a reaper removes it */
+    {"sysv", "attach_leftover", "shmctl", SUCCESS, NULL, {0}},
 
     /* a guard against others, which the segment can do without */
     {NULL, "available create_inherit describe persist to_env env_pairs", "fchmod", SUCCESS, NULL, {0}},
@@ -979,7 +989,8 @@ static int set_stage(scene_state *scene, const operation_case *operation, holdin
     if (stage & PEER) scene->description = scene->of_peer;
     if (stage & NUMBER) snprintf(scene->description.id, sizeof scene->description.id, "%d", shmp_fileno(scene->owner));
     if (operation->flags & SHMP_WHOLE) scene->description.size = 1;
-    if (stage & LEFTOVER && scene->kind->can & LEFTOVERS && !scene->has_leftover) leave_behind(scene);
+    int is_there = scene->has_leftover && (scene->left_id < 0 || is_left(scene->left_id));
+    if (stage & LEFTOVER && scene->kind->can & LEFTOVERS && !is_there) leave_behind(scene);
     if (stage & CHOSEN_LEFTOVER && !has_chosen_name()) leave_name_behind(own_name);
     if (stage & FOREIGN && scene->kind->can & NAMES) show_foreign(scene);
     if (stage & LEFTOVER) seconds_ahead = 120;

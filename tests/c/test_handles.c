@@ -52,6 +52,23 @@ static int os_error_of(shmp_provider *provider, const shmp_description *descript
     return error.os_error;
 }
 
+/* ---- References ----------------------------------------------------------------------------- */
+
+static void test_provider_references(test_context *context) {
+    shmp_provider *provider = opened(context->label, 0);
+    REQUIRE(provider);
+    CHECK(shmp_provider_ref(NULL) == NULL);
+    for (int i = 0; i < 3; i++) CHECK(shmp_provider_ref(provider) == provider);
+    CHECK_EQUAL(shmp__atomic_load(&provider->references), 4);
+    for (int i = 0; i < 3; i++) {
+        shmp_provider_close(provider);
+        closed(created_by(provider, SMALL, 0));
+        CHECK_TEXT(shmp_provider_name(provider), context->can->name);
+    }
+    CHECK_EQUAL(shmp__atomic_load(&provider->references), 1);
+    shmp_provider_close(provider);
+}
+
 /* ---- Clones --------------------------------------------------------------------------------- */
 
 static void test_clone(test_context *context) {
@@ -1162,6 +1179,7 @@ static const test library_tests[] = {
 };
 
 static const test provider_tests[] = {
+    TEST(provider_references),
     TEST(clone),
     TEST(clones_closed_in_any_order),
     TEST(clones_of_their_own),

@@ -1,12 +1,13 @@
 /* Odd machines and odd processes of Linux, over every provider that works here, and over "std" (harness.h): small
- * stacks, no stdio, a main thread that has ended, no /proc, a /dev/shm of another kind, huge pages, and a process that
- * has fewer bits. Some tests need root, who can make a machine odd. Link with -z now: else the first call of each
- * function of the C library takes more stack than the library does. */
+ * stacks, crash handlers, no stdio, a main thread that has ended, no /proc, a /dev/shm of another kind, huge pages, and
+ * a process that has fewer bits. Some tests need root, who can make a machine odd. Link with -z now: else the first
+ * call of each function of the C library takes more stack than the library does. */
 #define _GNU_SOURCE /* memfd_create, namespaces */
 #include "harness.h"
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 
@@ -19,6 +20,10 @@
 #endif
 #if !defined(IS_SANITIZED)
 #define IS_SANITIZED 0
+#endif
+
+#if !defined(AT_MINSIGSTKSZ)
+#define AT_MINSIGSTKSZ 51
 #endif
 
 #define SKIP_UNLESS_ROOT() SKIP_UNLESS(geteuid() == 0, "needs root, who can mount")
@@ -99,6 +104,73 @@ static void test_small_stack(test_context *context) {
     SKIP_UNLESS(context->can->gone_id, "attaching never fails");
     SKIP_UNLESS(sysconf(_SC_THREAD_STACK_MIN) <= STACK, "no thread of this machine has such a small stack");
     CHECK_IN_CHILD(call_all_on_small_stack, context);
+}
+
+/* ---- A crash handler -------------------------------------------------------------------------- */
+
+static struct {
+    const test_context *context;
+    pthread_t threads[2];
+    void *guarded; /* memory that nobody may touch */
+    shmp__atomic_uint is_over, rounds;
+} crash;
+
+static void handle_crash(int signal_number, siginfo_t *info, void *unused) {
+    (void)unused;
+    CHECK(signal_number == SIGABRT || info->si_addr == crash.guarded);
+    (void)call_all((void *)(uintptr_t)crash.context);
+    shmp__atomic_set(&crash.is_over, 1);
+    for (size_t i = 0; i < LENGTH(crash.threads); i++) pthread_join(crash.threads[i], NULL);
+    _exit(shmp__atomic_load(&check_failures) > 0);
+}
+
+/* What else a program does when one of its threads crashes. */
+static void *use_library_and_malloc(void *unused) {
+    while (!shmp__atomic_load(&crash.is_over)) {
+        void *volatile memory = malloc(1000);
+        closed(created(crash.context, SMALL, 0));
+        free(memory);
+        shmp__atomic_add(&crash.rounds, 1);
+    }
+    return unused;
+}
+
+static void crash_with(int signal_number) {
+    enum { STACK_OF_SANITIZER = 1 << 20, PAGE = 4096 };
+    struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+    size_t of_kernel = getauxval(AT_MINSIGSTKSZ), size = IS_SANITIZED ? STACK_OF_SANITIZER : STACK;
+    size = (size + (of_kernel ? of_kernel : PAGE) + PAGE - 1) / PAGE * PAGE;
+    char *stack = mmap(NULL, GUARD + size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(stack != MAP_FAILED && mprotect(stack + GUARD, size, PROT_READ | PROT_WRITE) == 0);
+    action.sa_sigaction = handle_crash;
+    REQUIRE(sigaltstack(&(stack_t){.ss_sp = stack + GUARD, .ss_size = size}, NULL) == 0);
+    REQUIRE(sigaction(signal_number, &action, NULL) == 0);
+    for (size_t i = 0; i < LENGTH(crash.threads); i++)
+        REQUIRE(pthread_create(&crash.threads[i], NULL, use_library_and_malloc, NULL) == 0);
+    while (shmp__atomic_load(&crash.rounds) < 10) usleep(100);
+    crash.guarded = stack;
+    if (signal_number == SIGABRT) abort();
+    *(volatile char *)crash.guarded = 1;
+    check_failed(__FILE__, __LINE__, "the handler returned");
+}
+
+static void segfault(void *unused) {
+    (void)unused;
+    crash_with(SIGSEGV);
+}
+
+static void give_up_by_abort(void *unused) {
+    (void)unused;
+    crash_with(SIGABRT);
+}
+
+static void test_crash_handler(test_context *context) {
+    SKIP_UNLESS(context->can->gone_id, "attaching never fails");
+    crash.context = context;
+    for (int round = 0; round < 5; round++) {
+        CHECK_IN_CHILD(segfault, NULL);
+        CHECK_IN_CHILD(give_up_by_abort, NULL);
+    }
 }
 
 /* ---- Without stdio ---------------------------------------------------------------------------- */
@@ -440,7 +512,8 @@ static const test library_tests[] = {
 };
 
 static const test provider_tests[] = {
-    TEST(small_stack), TEST(closed_stdio), TEST(huge_pages_of_others), TEST(more_than_32_bits), {NULL, NULL},
+    TEST(small_stack),          TEST(crash_handler),     TEST(closed_stdio),
+    TEST(huge_pages_of_others), TEST(more_than_32_bits), {NULL, NULL},
 };
 
 static const role roles[] = {

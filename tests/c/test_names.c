@@ -262,12 +262,6 @@ static int exists(int id) {
 static shmp_description told; /* shared with the processes that are killed */
 static shmp_description *shared;
 
-static void create_lingering_and_die(void) {
-    shmp_shmem *shmem = NULL;
-    if (OK(shmp_create(told.size ? sysv : posix, SIZE, SHMP_LINGER, &shmem, &error)))
-        shmp_describe(shmem, shared, NULL);
-}
-
 static int can_attach(shmp_provider *provider, const shmp_description *description) {
     shmp_shmem *shmem = NULL;
     int result = shmp_attach(provider, description, 0, &shmem, NULL);
@@ -275,11 +269,23 @@ static int can_attach(shmp_provider *provider, const shmp_description *descripti
     return result == 0;
 }
 
+static void create_lingering_and_die(void) {
+    shmp_shmem *shmem = NULL;
+    if (OK(shmp_create(told.size ? sysv : posix, SIZE, SHMP_LINGER, &shmem, &error)))
+        shmp_describe(shmem, shared, NULL);
+}
+
+/* The id is said once more when somebody has come and gone, as LLMP does with a page. */
+static void create_lingering_for_several_and_die(void) {
+    create_lingering_and_die();
+    CHECK(can_attach(told.size ? sysv : posix, shared));
+}
+
 static void reap(shmp_provider *provider) { OK(shmp_reap(provider, 0, NULL, NULL, &error)); }
 
 static void posix_lingers_for_a_minute(void) {
     told.size = 0;
-    in_killed_process(create_lingering_and_die);
+    in_killed_process(create_lingering_for_several_and_die);
     minutes_later = 5; /* however old it is: the minute begins when it is found */
     CHECK(can_attach(posix, shared));
     minutes_later = 0;
@@ -316,7 +322,7 @@ static void a_lingering_name_is_attached_to_for_a_minute(void) {
 
 static void sysv_lingers_until_somebody_attached(void) {
     told.size = 1;
-    in_killed_process(create_lingering_and_die);
+    in_killed_process(create_lingering_for_several_and_die);
     reap(sysv);
     shmp_shmem *held = NULL;
     OK(shmp_attach(sysv, shared, 0, &held, &error));

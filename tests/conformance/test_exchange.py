@@ -332,6 +332,34 @@ def test_afl_gets_only_ids_that_it_reads_right(
         shm.write_to_env(name.lower())
 
 
+@pytest.mark.parametrize(
+    ("name", "size_name"),
+    [
+        ("__AFL_SHM_ID", "AFL_MAP_SIZE"),
+        ("__AFL_SHM_FUZZ_ID", "__AFL_SHM_FUZZ_MAP_SIZE"),
+        ("__AFL_CMPLOG_SHM_ID", "__AFL_CMPLOG_SHM_ID_SIZE"),
+    ],
+)
+def test_afl_reads_sizes_elsewhere(
+    provider: ShMemProvider, name: str, size_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "before")
+    monkeypatch.setenv(size_name, "before")
+    with provider.new_shmem(65536) as shm:
+        for unknown in ("MAP", name[:-1], name + "_", "AFL_MAP_SIZE"):
+            with pytest.raises(ValueError, match=r"is none of __AFL_SHM_ID, __AFL_SHM_FUZZ_ID and __AFL_CMPLOG"):
+                shm.env(unknown, posix_names=True, afl=True)
+        if provider.name not in ("sysv", "posix"):
+            with pytest.raises(ValueError, match="AFL"):
+                shm.write_to_env(name, posix_names=True, afl=True)
+            assert (os.environ[name], os.environ[size_name]) == ("before", "before")
+            return
+        posix_names = provider.name == "posix"
+        assert shm.env(name, posix_names=posix_names, afl=True) == {name: shm.id.as_str(), size_name: "65536"}
+        shm.write_to_env(name, posix_names=posix_names, afl=True)
+        assert (os.environ[name], os.environ[size_name]) == (shm.id.as_str(), "65536")
+
+
 @pytest.mark.needs("memfd", "posix")
 def test_afl_gets_no_descriptor_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("__AFL_SHM_ID", "before")
