@@ -587,28 +587,28 @@ static void *_cffi_types[] = {
 /*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 15), // char const *()(shmp_provider const *)
-/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 200), // shmp_provider const *
+/*  4 */ _CFFI_OP(_CFFI_OP_POINTER, 203), // shmp_provider const *
 /*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  6 */ _CFFI_OP(_CFFI_OP_FUNCTION, 15), // char const *()(shmp_service const *)
-/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 202), // shmp_service const *
+/*  7 */ _CFFI_OP(_CFFI_OP_POINTER, 205), // shmp_service const *
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 15), // char const *()(shmp_shmem const *)
-/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 205), // shmp_shmem const *
+/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 208), // shmp_shmem const *
 /* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 12 */ _CFFI_OP(_CFFI_OP_FUNCTION, 15), // char const *()(void)
 /* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_error *)
-/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 189), // char const *
-/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 197), // shmp_error *
+/* 15 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // char const *
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 200), // shmp_error *
 /* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 18 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(char const *, shmp_provider_options const *, shmp_provider * *, shmp_error *)
 /* 19 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
-/* 20 */ _CFFI_OP(_CFFI_OP_POINTER, 201), // shmp_provider_options const *
+/* 20 */ _CFFI_OP(_CFFI_OP_POINTER, 204), // shmp_provider_options const *
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 25), // shmp_provider * *
 /* 22 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 23 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, char const *, shmp_error *)
-/* 25 */ _CFFI_OP(_CFFI_OP_POINTER, 200), // shmp_provider *
+/* 25 */ _CFFI_OP(_CFFI_OP_POINTER, 203), // shmp_provider *
 /* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 28 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -637,13 +637,13 @@ static void *_cffi_types[] = {
 /* 51 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int(*)(void *, shmp_listed const *), void *, shmp_error *)
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
 /* 53 */ _CFFI_OP(_CFFI_OP_POINTER, 171), // int(*)(void *, shmp_listed const *)
-/* 54 */ _CFFI_OP(_CFFI_OP_POINTER, 207), // void *
+/* 54 */ _CFFI_OP(_CFFI_OP_POINTER, 210), // void *
 /* 55 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, int, shmp_description const *, unsigned int, shmp_shmem * *, shmp_error *)
 /* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
 /* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 60 */ _CFFI_OP(_CFFI_OP_POINTER, 196), // shmp_description const *
+/* 60 */ _CFFI_OP(_CFFI_OP_POINTER, 199), // shmp_description const *
 /* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
 /* 63 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
@@ -666,12 +666,12 @@ static void *_cffi_types[] = {
 /* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_limits *, shmp_error *)
 /* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
-/* 83 */ _CFFI_OP(_CFFI_OP_POINTER, 198), // shmp_limits *
+/* 83 */ _CFFI_OP(_CFFI_OP_POINTER, 201), // shmp_limits *
 /* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 86 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_provider *, shmp_service_options const *, shmp_service * *, shmp_error *)
 /* 87 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
-/* 88 */ _CFFI_OP(_CFFI_OP_POINTER, 203), // shmp_service_options const *
+/* 88 */ _CFFI_OP(_CFFI_OP_POINTER, 206), // shmp_service_options const *
 /* 89 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // shmp_service * *
 /* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -690,7 +690,7 @@ static void *_cffi_types[] = {
 /* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_service *, int, shmp_error *)
-/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 202), // shmp_service *
+/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 205), // shmp_service *
 /* 108 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -700,7 +700,7 @@ static void *_cffi_types[] = {
 /* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_service *, shmp_service_stats *, shmp_error *)
 /* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
-/* 117 */ _CFFI_OP(_CFFI_OP_POINTER, 204), // shmp_service_stats *
+/* 117 */ _CFFI_OP(_CFFI_OP_POINTER, 207), // shmp_service_stats *
 /* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_service *, unsigned int)
@@ -708,7 +708,7 @@ static void *_cffi_types[] = {
 /* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem *, shmp_error *)
-/* 125 */ _CFFI_OP(_CFFI_OP_POINTER, 205), // shmp_shmem *
+/* 125 */ _CFFI_OP(_CFFI_OP_POINTER, 208), // shmp_shmem *
 /* 126 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *)
@@ -723,7 +723,7 @@ static void *_cffi_types[] = {
 /* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
 /* 138 */ _CFFI_OP(_CFFI_OP_NOOP, 15),
 /* 139 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 140 */ _CFFI_OP(_CFFI_OP_POINTER, 189), // char *
+/* 140 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // char *
 /* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 140),
 /* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 143 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
@@ -736,7 +736,7 @@ static void *_cffi_types[] = {
 /* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, shmp_description *, shmp_error *)
 /* 152 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 153 */ _CFFI_OP(_CFFI_OP_POINTER, 196), // shmp_description *
+/* 153 */ _CFFI_OP(_CFFI_OP_POINTER, 199), // shmp_description *
 /* 154 */ _CFFI_OP(_CFFI_OP_NOOP, 16),
 /* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(shmp_shmem const *, unsigned int, shmp_shmem * *, shmp_error *)
@@ -756,41 +756,44 @@ static void *_cffi_types[] = {
 /* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void *, shmp_listed const *)
 /* 172 */ _CFFI_OP(_CFFI_OP_NOOP, 54),
-/* 173 */ _CFFI_OP(_CFFI_OP_POINTER, 199), // shmp_listed const *
+/* 173 */ _CFFI_OP(_CFFI_OP_POINTER, 202), // shmp_listed const *
 /* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 32), // size_t()(shmp_shmem const *)
-/* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 25), // shmp_provider *()(shmp_provider *)
+/* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
 /* 177 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION, 33), // unsigned int()(shmp_shmem const *)
+/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION, 32), // size_t()(shmp_shmem const *)
 /* 179 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
 /* 180 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION, 33), // unsigned int()(void)
-/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION, 54), // void *()(shmp_shmem const *)
-/* 184 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION, 33), // unsigned int()(shmp_shmem const *)
+/* 182 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 184 */ _CFFI_OP(_CFFI_OP_FUNCTION, 33), // unsigned int()(void)
 /* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION, 207), // void()(shmp_provider *)
-/* 187 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
+/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION, 54), // void *()(shmp_shmem const *)
+/* 187 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
 /* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 189 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 190 */ _CFFI_OP(_CFFI_OP_ARRAY, 189), // char[200]
-/* 191 */ (_cffi_opcode_t)(200),
-/* 192 */ _CFFI_OP(_CFFI_OP_ARRAY, 189), // char[20]
-/* 193 */ (_cffi_opcode_t)(20),
-/* 194 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 195 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
-/* 196 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
-/* 197 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
-/* 198 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
-/* 199 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
-/* 200 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
-/* 201 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
-/* 202 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_service
-/* 203 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // shmp_service_options
-/* 204 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // shmp_service_stats
-/* 205 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // shmp_shmem
-/* 206 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
-/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 189 */ _CFFI_OP(_CFFI_OP_FUNCTION, 210), // void()(shmp_provider *)
+/* 190 */ _CFFI_OP(_CFFI_OP_NOOP, 25),
+/* 191 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 192 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 193 */ _CFFI_OP(_CFFI_OP_ARRAY, 192), // char[200]
+/* 194 */ (_cffi_opcode_t)(200),
+/* 195 */ _CFFI_OP(_CFFI_OP_ARRAY, 192), // char[20]
+/* 196 */ (_cffi_opcode_t)(20),
+/* 197 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 11), // long long
+/* 199 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // shmp_description
+/* 200 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // shmp_error
+/* 201 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // shmp_limits
+/* 202 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // shmp_listed
+/* 203 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // shmp_provider
+/* 204 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // shmp_provider_options
+/* 205 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // shmp_service
+/* 206 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // shmp_service_options
+/* 207 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // shmp_service_stats
+/* 208 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // shmp_shmem
+/* 209 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 12), // unsigned long long
+/* 210 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_SHMP_EINVAL(unsigned long long *o)
@@ -2514,6 +2517,44 @@ _cffi_f_shmp_provider_open(PyObject *self, PyObject *args)
 #  define _cffi_f_shmp_provider_open _cffi_d_shmp_provider_open
 #endif
 
+static shmp_provider * _cffi_d_shmp_provider_ref(shmp_provider * x0)
+{
+  return shmp_provider_ref(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_shmp_provider_ref(PyObject *self, PyObject *arg0)
+{
+  shmp_provider * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  shmp_provider * result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(25), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (shmp_provider *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(25), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = shmp_provider_ref(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(25));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_shmp_provider_ref _cffi_d_shmp_provider_ref
+#endif
+
 static int _cffi_d_shmp_reap(shmp_provider * x0, unsigned int x1, int(* x2)(void *, shmp_listed const *), void * x3, shmp_error * x4)
 {
   return shmp_reap(x0, x1, x2, x3, x4);
@@ -3295,6 +3336,15 @@ _cffi_f_shmp_version(PyObject *self, PyObject *noarg)
 #  define _cffi_f_shmp_version _cffi_d_shmp_version
 #endif
 
+static int _cffi_const_SHMP_AFL_SIZE(unsigned long long *o)
+{
+  int n = (SHMP_AFL_SIZE) <= 0;
+  *o = (unsigned long long)((SHMP_AFL_SIZE) | 0);  /* check that SHMP_AFL_SIZE is an integer */
+  if (!_cffi_check_int(*o, n, 2U))
+    n |= 2;
+  return n;
+}
+
 static int _cffi_const_SHMP_ANY_USER(unsigned long long *o)
 {
   int n = (SHMP_ANY_USER) <= 0;
@@ -3531,6 +3581,7 @@ static void _cffi_checkfld__shmp_service_stats(shmp_service_stats *p)
 struct _cffi_align__shmp_service_stats { char x; shmp_service_stats y; };
 
 static const struct _cffi_global_s _cffi_globals[] = {
+  { "SHMP_AFL_SIZE", (void *)_cffi_const_SHMP_AFL_SIZE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_ANY_USER", (void *)_cffi_const_SHMP_ANY_USER, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_DRY_RUN", (void *)_cffi_const_SHMP_DRY_RUN, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_EID", (void *)_cffi_const_SHMP_EID, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3557,7 +3608,7 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "SHMP_SERVE", (void *)_cffi_const_SHMP_SERVE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_UNMAPPED", (void *)_cffi_const_SHMP_UNMAPPED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "SHMP_WHOLE", (void *)_cffi_const_SHMP_WHOLE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 181), (void *)_cffi_d_shmp_abi_version },
+  { "shmp_abi_version", (void *)_cffi_f_shmp_abi_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 184), (void *)_cffi_d_shmp_abi_version },
   { "shmp_attach", (void *)_cffi_f_shmp_attach, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 70), (void *)_cffi_d_shmp_attach },
   { "shmp_attach_fd", (void *)_cffi_f_shmp_attach_fd, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_shmp_attach_fd },
   { "shmp_attach_name", (void *)_cffi_f_shmp_attach_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 29), (void *)_cffi_d_shmp_attach_name },
@@ -3567,12 +3618,12 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "shmp_close", (void *)_cffi_f_shmp_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_close },
   { "shmp_create", (void *)_cffi_f_shmp_create, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_shmp_create },
   { "shmp_create_named", (void *)_cffi_f_shmp_create_named, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 29), (void *)_cffi_d_shmp_create_named },
-  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 183), (void *)_cffi_d_shmp_data },
+  { "shmp_data", (void *)_cffi_f_shmp_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 186), (void *)_cffi_d_shmp_data },
   { "shmp_describe", (void *)_cffi_f_shmp_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 151), (void *)_cffi_d_shmp_describe },
   { "shmp_env_pairs", (void *)_cffi_f_shmp_env_pairs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 136), (void *)_cffi_d_shmp_env_pairs },
   { "shmp_error_text", (void *)_cffi_f_shmp_error_text, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_shmp_error_text },
   { "shmp_fileno", (void *)_cffi_f_shmp_fileno, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 128), (void *)_cffi_d_shmp_fileno },
-  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 178), (void *)_cffi_d_shmp_flags },
+  { "shmp_flags", (void *)_cffi_f_shmp_flags, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 181), (void *)_cffi_d_shmp_flags },
   { "shmp_from_env", (void *)_cffi_f_shmp_from_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 44), (void *)_cffi_d_shmp_from_env },
   { "shmp_list", (void *)_cffi_f_shmp_list, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_shmp_list },
   { "shmp_locate", (void *)_cffi_f_shmp_locate, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 151), (void *)_cffi_d_shmp_locate },
@@ -3580,10 +3631,11 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "shmp_persist", (void *)_cffi_f_shmp_persist, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_shmp_persist },
   { "shmp_post_fork", (void *)_cffi_f_shmp_post_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 65), (void *)_cffi_d_shmp_post_fork },
   { "shmp_pre_fork", (void *)_cffi_f_shmp_pre_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 77), (void *)_cffi_d_shmp_pre_fork },
-  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 186), (void *)_cffi_d_shmp_provider_close },
+  { "shmp_provider_close", (void *)_cffi_f_shmp_provider_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 189), (void *)_cffi_d_shmp_provider_close },
   { "shmp_provider_limits", (void *)_cffi_f_shmp_provider_limits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_shmp_provider_limits },
   { "shmp_provider_name", (void *)_cffi_f_shmp_provider_name, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 3), (void *)_cffi_d_shmp_provider_name },
   { "shmp_provider_open", (void *)_cffi_f_shmp_provider_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 18), (void *)_cffi_d_shmp_provider_open },
+  { "shmp_provider_ref", (void *)_cffi_f_shmp_provider_ref, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 175), (void *)_cffi_d_shmp_provider_ref },
   { "shmp_reap", (void *)_cffi_f_shmp_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 99), (void *)_cffi_d_shmp_reap },
   { "shmp_service_address", (void *)_cffi_f_shmp_service_address, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 6), (void *)_cffi_d_shmp_service_address },
   { "shmp_service_get_stats", (void *)_cffi_f_shmp_service_get_stats, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_shmp_service_get_stats },
@@ -3592,7 +3644,7 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "shmp_service_start", (void *)_cffi_f_shmp_service_start, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 86), (void *)_cffi_d_shmp_service_start },
   { "shmp_service_stop", (void *)_cffi_f_shmp_service_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 111), (void *)_cffi_d_shmp_service_stop },
   { "shmp_service_wait", (void *)_cffi_f_shmp_service_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 120), (void *)_cffi_d_shmp_service_wait },
-  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 175), (void *)_cffi_d_shmp_size },
+  { "shmp_size", (void *)_cffi_f_shmp_size, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 178), (void *)_cffi_d_shmp_size },
   { "shmp_to_env", (void *)_cffi_f_shmp_to_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 131), (void *)_cffi_d_shmp_to_env },
   { "shmp_unlink", (void *)_cffi_f_shmp_unlink, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 24), (void *)_cffi_d_shmp_unlink },
   { "shmp_unset_env", (void *)_cffi_f_shmp_unset_env, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 14), (void *)_cffi_d_shmp_unset_env },
@@ -3606,7 +3658,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 32) },
   { "id", offsetof(shmp_description, id),
           sizeof(((shmp_description *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 192) },
+          _CFFI_OP(_CFFI_OP_NOOP, 195) },
   { "code", offsetof(shmp_error, code),
             sizeof(((shmp_error *)0)->code),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3618,19 +3670,19 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 15) },
   { "message", offsetof(shmp_error, message),
                sizeof(((shmp_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 190) },
+               _CFFI_OP(_CFFI_OP_NOOP, 193) },
   { "struct_size", offsetof(shmp_limits, struct_size),
                    sizeof(((shmp_limits *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 32) },
   { "bytes", offsetof(shmp_limits, bytes),
              sizeof(((shmp_limits *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 206) },
+             _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "segments", offsetof(shmp_limits, segments),
                 sizeof(((shmp_limits *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 206) },
+                _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "advice", offsetof(shmp_limits, advice),
               sizeof(((shmp_limits *)0)->advice),
-              _CFFI_OP(_CFFI_OP_NOOP, 190) },
+              _CFFI_OP(_CFFI_OP_NOOP, 193) },
   { "struct_size", offsetof(shmp_listed, struct_size),
                    sizeof(((shmp_listed *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 32) },
@@ -3642,16 +3694,16 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 15) },
   { "size", offsetof(shmp_listed, size),
             sizeof(((shmp_listed *)0)->size),
-            _CFFI_OP(_CFFI_OP_NOOP, 206) },
+            _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "holder", offsetof(shmp_listed, holder),
               sizeof(((shmp_listed *)0)->holder),
-              _CFFI_OP(_CFFI_OP_NOOP, 195) },
+              _CFFI_OP(_CFFI_OP_NOOP, 198) },
   { "user", offsetof(shmp_listed, user),
             sizeof(((shmp_listed *)0)->user),
-            _CFFI_OP(_CFFI_OP_NOOP, 195) },
+            _CFFI_OP(_CFFI_OP_NOOP, 198) },
   { "age", offsetof(shmp_listed, age),
            sizeof(((shmp_listed *)0)->age),
-           _CFFI_OP(_CFFI_OP_NOOP, 195) },
+           _CFFI_OP(_CFFI_OP_NOOP, 198) },
   { "is_alive", offsetof(shmp_listed, is_alive),
                 sizeof(((shmp_listed *)0)->is_alive),
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
@@ -3663,7 +3715,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "id", offsetof(shmp_listed, id),
           sizeof(((shmp_listed *)0)->id),
-          _CFFI_OP(_CFFI_OP_NOOP, 192) },
+          _CFFI_OP(_CFFI_OP_NOOP, 195) },
   { "struct_size", offsetof(shmp_provider_options, struct_size),
                    sizeof(((shmp_provider_options *)0)->struct_size),
                    _CFFI_OP(_CFFI_OP_NOOP, 32) },
@@ -3708,7 +3760,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                 _CFFI_OP(_CFFI_OP_NOOP, 33) },
   { "max_bytes", offsetof(shmp_service_options, max_bytes),
                  sizeof(((shmp_service_options *)0)->max_bytes),
-                 _CFFI_OP(_CFFI_OP_NOOP, 206) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "address", offsetof(shmp_service_options, address),
                sizeof(((shmp_service_options *)0)->address),
                _CFFI_OP(_CFFI_OP_NOOP, 15) },
@@ -3717,64 +3769,64 @@ static const struct _cffi_field_s _cffi_fields[] = {
                    _CFFI_OP(_CFFI_OP_NOOP, 32) },
   { "clients", offsetof(shmp_service_stats, clients),
                sizeof(((shmp_service_stats *)0)->clients),
-               _CFFI_OP(_CFFI_OP_NOOP, 206) },
+               _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "segments", offsetof(shmp_service_stats, segments),
                 sizeof(((shmp_service_stats *)0)->segments),
-                _CFFI_OP(_CFFI_OP_NOOP, 206) },
+                _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "bytes", offsetof(shmp_service_stats, bytes),
              sizeof(((shmp_service_stats *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 206) },
+             _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "accepted", offsetof(shmp_service_stats, accepted),
                 sizeof(((shmp_service_stats *)0)->accepted),
-                _CFFI_OP(_CFFI_OP_NOOP, 206) },
+                _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "requests", offsetof(shmp_service_stats, requests),
                 sizeof(((shmp_service_stats *)0)->requests),
-                _CFFI_OP(_CFFI_OP_NOOP, 206) },
+                _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "refused", offsetof(shmp_service_stats, refused),
                sizeof(((shmp_service_stats *)0)->refused),
-               _CFFI_OP(_CFFI_OP_NOOP, 206) },
+               _CFFI_OP(_CFFI_OP_NOOP, 209) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "shmp_description", 196, _CFFI_F_CHECK_FIELDS,
+  { "shmp_description", 199, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_description), offsetof(struct _cffi_align__shmp_description, y), 0, 2 },
-  { "shmp_error", 197, _CFFI_F_CHECK_FIELDS,
+  { "shmp_error", 200, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_error), offsetof(struct _cffi_align__shmp_error, y), 2, 4 },
-  { "shmp_limits", 198, _CFFI_F_CHECK_FIELDS,
+  { "shmp_limits", 201, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_limits), offsetof(struct _cffi_align__shmp_limits, y), 6, 4 },
-  { "shmp_listed", 199, _CFFI_F_CHECK_FIELDS,
+  { "shmp_listed", 202, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_listed), offsetof(struct _cffi_align__shmp_listed, y), 10, 11 },
-  { "shmp_provider", 200, _CFFI_F_OPAQUE,
+  { "shmp_provider", 203, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_provider_options", 201, _CFFI_F_CHECK_FIELDS,
+  { "shmp_provider_options", 204, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_provider_options), offsetof(struct _cffi_align__shmp_provider_options, y), 21, 5 },
-  { "shmp_service", 202, _CFFI_F_OPAQUE,
+  { "shmp_service", 205, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "shmp_service_options", 203, _CFFI_F_CHECK_FIELDS,
+  { "shmp_service_options", 206, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_service_options), offsetof(struct _cffi_align__shmp_service_options, y), 26, 11 },
-  { "shmp_service_stats", 204, _CFFI_F_CHECK_FIELDS,
+  { "shmp_service_stats", 207, _CFFI_F_CHECK_FIELDS,
     sizeof(shmp_service_stats), offsetof(struct _cffi_align__shmp_service_stats, y), 37, 7 },
-  { "shmp_shmem", 205, _CFFI_F_OPAQUE,
+  { "shmp_shmem", 208, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 194, _cffi_prim_int(4, 0),
+  { "$1", 197, _cffi_prim_int(4, 0),
     "SHMP_EINVAL,SHMP_EID,SHMP_ESIZE,SHMP_EOVERFLOW,SHMP_ENOTFOUND,SHMP_ENOENV,SHMP_EUNAVAILABLE,SHMP_EUNSUPPORTED,"
     "SHMP_ENOMEM,SHMP_EOS,SHMP_ESERVICE" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "shmp_description", 196 },
-  { "shmp_error", 197 },
-  { "shmp_limits", 198 },
-  { "shmp_listed", 199 },
-  { "shmp_provider", 200 },
-  { "shmp_provider_options", 201 },
-  { "shmp_service", 202 },
-  { "shmp_service_options", 203 },
-  { "shmp_service_stats", 204 },
-  { "shmp_shmem", 205 },
+  { "shmp_description", 199 },
+  { "shmp_error", 200 },
+  { "shmp_limits", 201 },
+  { "shmp_listed", 202 },
+  { "shmp_provider", 203 },
+  { "shmp_provider_options", 204 },
+  { "shmp_service", 205 },
+  { "shmp_service_options", 206 },
+  { "shmp_service_stats", 207 },
+  { "shmp_shmem", 208 },
   { "shmp_user_visitor", 147 },
   { "shmp_visitor", 53 },
 };
@@ -3786,12 +3838,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  67,  /* num_globals */
+  69,  /* num_globals */
   10,  /* num_struct_unions */
   1,  /* num_enums */
   12,  /* num_typenames */
   NULL,  /* no includes */
-  208,  /* num_types */
+  211,  /* num_types */
   0,  /* flags */
 };
 
