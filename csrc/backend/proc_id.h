@@ -1,5 +1,5 @@
-/* Ids `<pid>.<fd>.<check>`, in base 36, of descriptors that are opened through /proc. `check` is 32 bits by which a
- * number that has been used again is refused. */
+/* Ids `<pid>.<fd>.<check>`, in base 36, of descriptors that are opened through /proc, or taken by pidfd_getfd. `check`
+ * is 32 bits by which a number that has been used again is refused. */
 #ifndef SHMP_PROC_ID_H
 #define SHMP_PROC_ID_H
 
@@ -28,6 +28,9 @@ typedef struct shmp__proc_kind {
     /* 0: what was looked at, and not opened yet, is what the id means; it can be anything. */
     int (*check)(const shmp__mapping *mapping, int seen, const shmp__proc_id *meant, const char *id,
                  shmp_error *reterr);
+    /* What is looked at is a duplicate, and so what is wanted, as opening it makes another; NULL: it is to be opened.
+     */
+    int (*take)(long pid, int fd);
 } shmp__proc_kind;
 
 /* Opens what an id means: the descriptor it names or, when that is gone or something else, another one of the same

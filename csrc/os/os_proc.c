@@ -137,12 +137,19 @@ static int fd_is_called(int folder, long fd, const char *text, int is_all) {
     snprintf(name, sizeof name, "%ld", fd);
     ssize_t length = SYS(readlinkat, (folder, name, target, sizeof target));
     if (length < 0) return shmp__os_passed_over(-errno);
-    return (is_all ? (size_t)length == wanted : (size_t)length > wanted) && memcmp(target, text, wanted) == 0;
+    return (is_all ? (size_t)length == wanted : (size_t)length >= wanted) && memcmp(target, text, wanted) == 0;
 }
 
 int shmp__os_is_our_memfd(int folder, long fd) {
     return fd_is_called(folder, fd, "/memfd:shmem_providers (deleted)", 1);
 }
+
+#if SHMP_HAVE_ASHMEM
+int shmp__os_may_be_ashmem(int folder, long fd) {
+    int result = fd_is_called(folder, fd, "/dev/ashmem", 0);
+    return result ? result : fd_is_called(folder, fd, "/memfd:shmp_", 0); /* of newer libandroid.so */
+}
+#endif
 
 #if SHMP_HAVE_POSIX
 int shmp__os_fd_is_in_shm_place(int folder, long fd) { return fd_is_called(folder, fd, shmp__os_shm_place, 0); }

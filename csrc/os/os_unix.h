@@ -155,6 +155,7 @@ int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd), void *context);
 int shmp__os_is_our_memfd(int folder, long fd);
 int shmp__os_fd_is_in_shm_place(int folder, long fd);
+int shmp__os_may_be_ashmem(int folder, long fd);
 /* As shmp__os_look_at_fd_of and shmp__os_open_seen, to read. */
 int shmp__os_look_at_fd_in(int folder, long fd);
 int shmp__os_open_seen_in(int own_folder, int seen);

@@ -1,8 +1,8 @@
 /* What the test programs of the C ABI share: calls that must succeed or be refused, other processes, what is held, and
  * running each test over every provider that works here, and over "std".
  *
- *   test_... [NAME]      all tests, or those whose name contains NAME
- *   test_... --child     the other side of a hand-off, which the tests start themselves
+ *   test_... [NAME [PROVIDER]]   all tests, or those whose name contains NAME, over all providers, or that one
+ *   test_... --child             the other side of a hand-off, which the tests start themselves
  *
  * One line a test on stdout, `ok|FAIL|skip name [provider]`; what a failed one expected is on
  * stderr. After each test the process must hold what it held before: descriptors, shared mappings,
@@ -36,6 +36,8 @@ typedef struct capabilities {
     const char *name;
     int shares;          /* handles on one segment see the same memory */
     int is_file;         /* fileno, persist, SHMP_INHERIT, SHMP_FD_IDS, the limits of files */
+    int is_device;       /* ... but the descriptor is a driver's: no rights, no limit of a size, no reading one; all of
+                            the memory is counted when it is made */
     int has_names;       /* shmp_create_named; a name outlives its killed owner */
     int reserves;        /* SHMP_RESERVE */
     int has_modes;       /* SHMP_MODE() */
@@ -61,6 +63,7 @@ static const capabilities known_providers[] = {
      .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
     {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
      .gone_id = "2147483647"},
+    {"ashmem", .shares = 1, .is_file = 1, .is_device = 1, .gone_id = "zik0zj-3-abcd"},
     {"nop", .shares = 0},
 };
 enum { KNOWN_PROVIDERS = sizeof known_providers / sizeof *known_providers };
@@ -426,7 +429,7 @@ static inline int play_role(const role *roles, const char *name, const char *pro
 }
 
 typedef struct test_tally {
-    const char *wanted; /* part of a test's name */
+    const char *wanted, *provider; /* part of a test's name; NULL: all providers */
     int passed, failed, skipped;
 } test_tally;
 
@@ -476,6 +479,7 @@ static inline void run_over_available(test_tally *tally, const test *tests) {
         shmp_error error;
         int result = shmp_available(i, &name, &error);
         if (result == -SHMP_EINVAL) return;
+        if (tally->provider && strcmp(name, tally->provider) != 0) continue;
         if (result == 0) {
             run_over(tally, tests, name);
             continue;
@@ -485,13 +489,13 @@ static inline void run_over_available(test_tally *tally, const test *tests) {
     }
 }
 
-static inline int run_all(const suite *all, const char *wanted) {
-    test_tally tally = {.wanted = wanted};
+static inline int run_all(const suite *all, const char *wanted, const char *provider) {
+    test_tally tally = {.wanted = wanted, .provider = provider};
     holdings at_start = count_holdings();
     test_context library = {.label = "library"};
     run_tests(&tally, all->of_library, &library);
     run_over_available(&tally, all->of_provider);
-    run_over(&tally, all->of_provider, "std");
+    if (!provider) run_over(&tally, all->of_provider, "std");
     check_holdings(&at_start);
     finish_test(&tally, "nothing_is_left", &library);
     printf("%d passed, %d failed, %d skipped\n", tally.passed, tally.failed, tally.skipped);
@@ -504,7 +508,7 @@ static inline int run_suite(const suite *all, int argc, char **argv) {
     if (argc == 6 && strcmp(argv[1], "--child") == 0) return play_role(all->roles, argv[2], argv[3], argv[4], argv[5]);
     unsetenv("SHMEM_PROVIDER");
     signal(SIGPIPE, SIG_IGN);
-    return run_all(all, argc > 1 ? argv[1] : "");
+    return run_all(all, argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : NULL);
 }
 
 #endif

@@ -356,9 +356,9 @@ static void test_unknown_flags(test_context *context) {
     const unsigned of_create = SHMP_RESERVE | SHMP_INHERIT | SHMP_UNMAPPED | SHMP_LINGER | SHMP_MODE(0777) | PAGE_SIZES,
                    of_naming = of_create | SHMP_KEEP | SHMP_EXIST_OK,
                    of_attach = SHMP_READ_ONLY | SHMP_INHERIT | SHMP_WHOLE | SHMP_ANY_USER;
-    const unsigned possible = (can->reserves ? SHMP_RESERVE : 0u) |
-                              (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
-                              (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
+    const unsigned possible =
+                       (can->reserves ? SHMP_RESERVE : 0u) | (can->has_modes ? SHMP_LINGER | SHMP_MODE(0777) : 0u) |
+                       (can->is_device ? SHMP_MODE(0444) : 0u) | (can->is_file ? SHMP_INHERIT | SHMP_UNMAPPED : 0u),
                    possible_names = possible | (can->has_names ? SHMP_KEEP | SHMP_EXIST_OK : 0u);
     shmp_shmem *shmem = created(context, SMALL, 0);
     REQUIRE(shmem);
@@ -801,6 +801,11 @@ static const char *const garbage_ids[] = {
     "99999999999.1.abcd",
     "1.99999999999.abcd",
     "1,2,abcd",
+    "1-2",
+    "1-2-",
+    "1-2-3-4",
+    "1--abcd",
+    "1-2.abcd",
 };
 
 static void check_garbage(const test_context *context, const char *id, unsigned codes) {
@@ -830,6 +835,7 @@ static void test_gone_ids(test_context *context) {
         if (!other->gone_id) continue;
         unsigned codes = GARBAGE;
         if (context->is_std || other == context->can) codes = GONE;
+        if (context->is_std && other->is_device) codes |= CODE(SHMP_EUNAVAILABLE);
         /* A number is a descriptor to those who take descriptors. */
         if (!context->is_std && context->can->is_file && strcmp(other->name, "sysv") == 0) codes |= GONE;
         check_garbage(context, other->gone_id, codes);
@@ -1332,7 +1338,7 @@ static void test_fd_ids(test_context *context) {
     CHECK_TEXT(description.id, number);
     struct stat file;
     CHECK_EQUAL(fstat(shmp_fileno(owner), &file), 0);
-    CHECK_EQUAL(file.st_nlink, 0);
+    CHECK_EQUAL(file.st_nlink, context->can->is_device);
 
     shmp_shmem *other = attached_by(provider, &description, 0);
     shmp_shmem *by_plain_provider = attached(context, &description, SHMP_READ_ONLY);
@@ -1403,7 +1409,7 @@ static void create_beyond_file_limit(void *argument) {
     signal(SIGXFSZ, SIG_IGN);
     CHECK_EQUAL(setrlimit(RLIMIT_FSIZE, &small), 0);
     closed(created(context, SMALL, 0));
-    if (context->can->is_file)
+    if (context->can->is_file && !context->can->is_device)
         CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)SMALL + 1, 0u);
     else
         closed(created(context, SMALL + 1, 0));
