@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The tests that run where /dev/ashmem is: over the ashmem provider alone.
+#
+#   tests/ashmem.sh BUILD PYTHON     the former is what tests/c/run.sh build made, the latter has this package and pytest
+set -uo pipefail
+cd "$(dirname "$0")/.."
+build=$1 python=$2
+failed=()
+
+run() {
+    local start=$SECONDS
+    echo "--- ${*##*/}"
+    "$@" || failed+=("${*##*/}")
+    echo "$((SECONDS - start)) s"
+}
+
+export SHMP_32_BITS=$build/test_machines_32.exe
+for program in conformance handles machines; do
+    run "$build/test_$program.exe" '' ashmem
+    run "$build/test_${program}_32.exe" '' ashmem
+done
+run "$build/test_faults.exe" 'ashmem '
+run "$build/test_faults.exe" ashmem/fd_ids
+run "$python" -m pytest -q -p no:cacheprovider -k ashmem --durations=5 tests/conformance tests/test_cursor.py \
+    tests/test_fork.py tests/test_pickling.py tests/test_handover.py tests/test_threads.py tests/reliability/test_kills.py
+[ ${#failed[@]} -eq 0 ] || printf 'failed: %s\n' "${failed[@]}"
+exit ${#failed[@]}
