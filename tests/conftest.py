@@ -20,12 +20,14 @@ from shmem_providers._providers import probe_providers
 
 TESTS = os.path.dirname(__file__)
 
-# What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
+# What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here. driver: what a
+# segment's descriptor is, with the driver's inode, owner and mode.
 CAPABILITIES = {
     "memfd": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "id_of_any_handle"},
     "posix": {"shares", "fileno", "persist", "reserve", "sparse", "exact_size", "fd_ids", "named", "mode", "linger"},
     "sysv": {"shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
+    "ashmem": {"shares", "fileno", "persist", "sparse", "exact_size", "fd_ids", "id_of_any_handle", "driver"},
     "nop": set[str](),
 }
 if sys.platform not in ("linux", "win32"):
@@ -45,6 +47,11 @@ PLATFORM = {
 }
 for _name in CAPABILITIES:
     PLATFORM[_name] = (_name in dict(probe_providers()), f"{_name} is a mechanism of other systems")
+if PLATFORM["ashmem"][0]:
+    PLATFORM["ashmem"] = (
+        "ashmem" in available_providers(),
+        "this kernel has no /dev/ashmem: `.ci/run ashmem` boots one that has",
+    )
 
 # What tools/test_wheel.sh says, in SHMP_LACKS, that its Python lacks; parts of the names of tests that want it; and why
 # they would tell nothing about this library.

@@ -7,7 +7,8 @@
  * The id `<pid>-<fd>-<check>`, in base 36, is that descriptor in a process that inherited it or to which it was sent
  * under its number and, from Linux 5.6 on, in any of the same user that may ptrace its process. All regions have one
  * inode, and opening one through /proc makes another: `check` is a hash of the random name that each is given, and
- * descriptors are duplicated (pidfd_getfd). Cannot: tell whose a region is; a descriptor that only reads. */
+ * descriptors are duplicated (pidfd_getfd), of processes whose users are trusted. Cannot: tell whose an inherited
+ * region is; a descriptor that only reads. */
 #include "os/platform.h"
 #if SHMP_HAVE_ASHMEM
 #include "backend/proc_id.h"
@@ -146,8 +147,20 @@ static int check_meant(const shmp__mapping *mapping, int fd, const shmp__proc_id
     return mark == meant->check ? 0 : shmp__proc_fail_gone(meant, id, reterr);
 }
 
-static const shmp__proc_kind of_ashmem = {
-    .may_be = shmp__os_may_be_ashmem, .check = check_meant, .take = shmp__os_take_fd_of};
+/* Its process tells whose it is, as far as that can be told. */
+static int take(const shmp__mapping *mapping, long pid, int fd, const shmp__proc_id *meant, const char *id,
+                shmp_error *reterr) {
+    unsigned long user;
+    int taken = shmp__os_take_fd_of(pid, fd, &user);
+    if (taken < 0) return shmp__proc_fail_open(taken, meant, id, reterr);
+    int result = check_meant(mapping, taken, meant, id, reterr);
+    if (result == 0) result = shmp__check_user(mapping, user, "pidfd_getfd", id, reterr);
+    if (result == 0) return taken;
+    (void)shmp__os_close(taken);
+    return result;
+}
+
+static const shmp__proc_kind of_ashmem = {.may_be = shmp__os_may_be_ashmem, .take = take};
 
 /* As memfd's, but for the hyphens, by which "std" knows whose they are. Gives whether there was nothing else. */
 static int exchange(char id[SHMP__ID_SIZE], char from, char to) {

@@ -73,7 +73,7 @@ int shmp__proc_fail_gone(const shmp__proc_id *meant, const char *id, shmp_error 
                       id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
-static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
+int shmp__proc_fail_open(int error, const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
     switch (error) {
     case -ENOENT: return shmp__proc_fail_gone(meant, id, reterr);
     case -EACCES:
@@ -89,7 +89,7 @@ static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp
                           "descriptor, or let it be inherited under its number",
                           id);
     default:
-        if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
+        if (shmp__os_is_shortage(error) || error == -EIO) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
         /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
         return shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id);
     }
@@ -98,12 +98,11 @@ static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp
 /* `seen` is a look at what may be meant, or its error. */
 static int open_meant(const shmp__proc_kind *kind, const shmp__mapping *mapping, int seen, const shmp__proc_id *meant,
                       const char *id, shmp_error *reterr) {
-    if (seen < 0) return fail_open(seen, meant, id, reterr);
+    if (seen < 0) return shmp__proc_fail_open(seen, meant, id, reterr);
     int fd = kind->check(mapping, seen, meant, id, reterr);
-    if (fd == 0 && kind->take) return seen;
     if (fd == 0) {
         fd = shmp__os_open_seen(seen, !!(mapping->flags & SHMP_READ_ONLY));
-        if (fd < 0) fd = fail_open(fd, meant, id, reterr);
+        if (fd < 0) fd = shmp__proc_fail_open(fd, meant, id, reterr);
     }
     (void)shmp__os_close(seen);
     return fd;
@@ -126,8 +125,10 @@ static int visit_fd(void *context, int folder, long fd) {
     shmp_error why;
     int result = search->kind->may_be(folder, fd);
     if (result <= 0) return result;
-    int seen = search->kind->take ? search->kind->take(search->pid, (int)fd) : shmp__os_look_at_fd_in(folder, fd);
-    result = open_meant(search->kind, search->mapping, seen, search->meant, search->id, &why);
+    const shmp__proc_kind *kind = search->kind;
+    result = kind->take ? kind->take(search->mapping, search->pid, (int)fd, search->meant, search->id, &why)
+                        : open_meant(kind, search->mapping, shmp__os_look_at_fd_in(folder, fd), search->meant,
+                                     search->id, &why);
     if (result >= 0) {
         search->found = result;
         return FOUND;
@@ -146,8 +147,10 @@ static int visit_process(void *context, long pid) {
 int shmp__proc_open(const shmp__proc_kind *kind, const shmp__mapping *mapping, const shmp__proc_id *meant,
                     const char *id, shmp_error *reterr) {
     shmp_error why;
-    int seen = (kind->take ? kind->take : shmp__os_look_at_fd_of)((long)meant->pid, (int)meant->fd);
-    int fd = open_meant(kind, mapping, seen, meant, id, &why);
+    long pid = (long)meant->pid;
+    int number = (int)meant->fd;
+    int fd = kind->take ? kind->take(mapping, pid, number, meant, id, &why)
+                        : open_meant(kind, mapping, shmp__os_look_at_fd_of(pid, number), meant, id, &why);
     if (fd >= 0) return fd;
     int is_elsewhere = why.code == -SHMP_ENOTFOUND || why.os_error == EACCES || why.os_error == EPERM;
     if (is_elsewhere) {

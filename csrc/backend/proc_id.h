@@ -28,15 +28,18 @@ typedef struct shmp__proc_kind {
     /* 0: what was looked at, and not opened yet, is what the id means; it can be anything. */
     int (*check)(const shmp__mapping *mapping, int seen, const shmp__proc_id *meant, const char *id,
                  shmp_error *reterr);
-    /* What is looked at is a duplicate, and so what is wanted, as opening it makes another; NULL: it is to be opened.
-     */
-    int (*take)(long pid, int fd);
+    /* In place of both, where opening it makes something else: gives a duplicate of what the id means. */
+    int (*take)(const shmp__mapping *mapping, long pid, int fd, const shmp__proc_id *meant, const char *id,
+                shmp_error *reterr);
 } shmp__proc_kind;
 
 /* Opens what an id means: the descriptor it names or, when that is gone or something else, another one of the same
  * segment that some process of this user has. That takes a look at each of their descriptors, some 5 us. */
 int shmp__proc_open(const shmp__proc_kind *kind, const shmp__mapping *mapping, const shmp__proc_id *meant,
                     const char *id, shmp_error *reterr);
+
+/* A look at what an id means, or its opening, gave that error. */
+int shmp__proc_fail_open(int error, const shmp__proc_id *meant, const char *id, shmp_error *reterr);
 
 /* The descriptor is gone, or is something else. */
 int shmp__proc_fail_gone(const shmp__proc_id *meant, const char *id, shmp_error *reterr);

@@ -184,13 +184,16 @@ int shmp__os_ashmem_mark(const shmp__os_ashmem *ashmem, int fd, unsigned *ret_ma
 #define pidfd_open(pid) (int)syscall(SYS_pidfd_open, pid, 0)
 #define pidfd_getfd(process, fd) (int)syscall(SYS_pidfd_getfd, process, fd, 0)
 
-/* Opening it through /proc would make another region. */
-int shmp__os_take_fd_of(long pid, int fd) {
+/* Opening it through /proc would make another region. What is found of a process is its own as long as it lives. */
+int shmp__os_take_fd_of(long pid, int fd, unsigned long *ret_user) {
     int process = SYS(pidfd_open, ((int)pid));
     if (process < 0) return errno == ESRCH || errno == EINVAL ? -ENOENT : -errno;
-    int taken = SYS(pidfd_getfd, (process, fd));
-    if (taken < 0 && (errno == EBADF || errno == ESRCH)) errno = ENOENT;
-    taken = shmp__os_above_stdio(taken);
+    int taken = shmp__os_user_of(pid, ret_user);
+    if (taken == 0) {
+        taken = SYS(pidfd_getfd, (process, fd));
+        if (taken < 0 && (errno == EBADF || errno == ESRCH)) errno = ENOENT;
+        taken = shmp__os_above_stdio(taken);
+    }
     (void)shmp__os_close(process);
     return taken;
 }

@@ -40,7 +40,7 @@ int shmp__os_ashmem_protect(const shmp__os_ashmem *ashmem, int fd);
  */
 int shmp__os_ashmem_mark(const shmp__os_ashmem *ashmem, int fd, unsigned *ret_mark);
 
-/* A duplicate of another process's descriptor; Linux 5.6. */
-int shmp__os_take_fd_of(long pid, int fd);
+/* A duplicate of another process's descriptor, and who runs that process; Linux 5.6. */
+int shmp__os_take_fd_of(long pid, int fd, unsigned long *ret_user);
 
 #endif

@@ -187,6 +187,19 @@ static int each_line(const char *path, int (*visit)(void *context, const char *l
     return result;
 }
 
+#if SHMP_HAVE_ASHMEM
+static int visit_user(void *context, const char *line) {
+    return sscanf(line, "Uid: %*u %lu", (unsigned long *)context) == 1;
+}
+
+int shmp__os_user_of(long pid, unsigned long *ret_user) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%ld/status", pid);
+    int result = each_line(path, visit_user, ret_user);
+    return result == 1 ? 0 : result < 0 && result != -ESRCH ? result : -ENOENT;
+}
+#endif
+
 /* Of a file of one number; of "max", which is no limit, it gives 2. */
 static int visit_limit(void *context, const char *line) {
     return sscanf(line, "%llu", (unsigned long long *)context) == 1 ? 1 : 2;

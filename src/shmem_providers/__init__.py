@@ -18,6 +18,7 @@ from shmem_providers._errors import InvalidIdError, ProviderUnavailableError, Sh
 from shmem_providers._ids import ShMemDescription, ShMemId
 from shmem_providers._library import get_cmake_dir, get_include, get_library_dir
 from shmem_providers._providers import (
+    AshmemShMemProvider,
     MemfdShMemProvider,
     MmapShMemProvider,
     NopShMemProvider,
@@ -35,6 +36,7 @@ _handover.adopt()
 __version__: str = ffi.string(lib.shmp_version()).decode()
 
 __all__ = [
+    "AshmemShMemProvider",
     "InvalidIdError",
     "MemfdShMemProvider",
     "MmapShMemProvider",
