@@ -7,6 +7,7 @@
 # it writes is gone with it. Output comes when it is written, stdout and stderr together. The exit status is the
 # command's; 124: it took longer than $VM_TIMEOUT seconds (600); 125: the guest ended without one. The command sees
 # PATH, HOME, LANG, and what begins with SHMP_. $VM_MEMORY is in MiB (6144; what is not touched is not taken).
+# VM_CLOCK=instructions has the guest's clock count those, so that what is measured is the same on a busy machine.
 #
 # For root on x86-64 Debian or Ubuntu with qemu-system-x86, busybox-static, debian-archive-keyring and xz-utils. All of
 # this machine that its caller can read can be read in the guest: run only what could run here.
@@ -129,7 +130,9 @@ pid=
 trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null || :; rm -rf "$job"' EXIT
 next_steps "$@" >"$job/next"
 # more of a CPU makes Python slower: what AVX has is slow to emulate
-timeout "${VM_TIMEOUT:-600}" qemu-system-x86_64 -M q35 -accel tcg -cpu Nehalem,+rdrand -smp 1 -m "${VM_MEMORY:-6144}" \
+clock=()
+[ "${VM_CLOCK-}" != instructions ] || clock=(-icount 'shift=1,sleep=off')
+timeout "${VM_TIMEOUT:-600}" qemu-system-x86_64 -M q35 -accel tcg "${clock[@]}" -cpu Nehalem,+rdrand -smp 1 -m "${VM_MEMORY:-6144}" \
     -nodefaults -display none -monitor none -no-reboot -serial stdio -serial "file:$job/status" -device isa-debug-exit \
     -kernel "$cache/vmlinux" -initrd "$cache/initrd" \
     -append "console=ttyS0 quiet panic=-1 mitigations=off job=$job" \

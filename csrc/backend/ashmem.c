@@ -18,10 +18,13 @@
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct ashmem_provider {
     shmp_provider base;
     shmp__os_ashmem system;
+    uint64_t salt;          /* of names, by chance */
+    shmp__atomic_uint made; /* regions so far, by this process and those it was forked from */
 } ashmem_provider;
 
 static const shmp__os_ashmem *system_of(const shmp__mapping *mapping) {
@@ -29,9 +32,13 @@ static const shmp__os_ashmem *system_of(const shmp__mapping *mapping) {
 }
 
 static int ashmem_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {
-    shmp__os_ashmem *system = &((ashmem_provider *)provider)->system;
+    ashmem_provider *self = (ashmem_provider *)provider;
+    shmp__os_ashmem *system = &self->system;
     (void)options;
-    int result = shmp__os_ashmem_open(system);
+    int result = shmp__os_random(&self->salt, sizeof self->salt);
+    if (result < 0)
+        return shmp__fail_os(reterr, result, shmp__os_random_call, "%zu bytes for names", sizeof self->salt);
+    result = shmp__os_ashmem_open(system);
     switch (result) {
     case 0: return 0;
     case -ENOENT:
@@ -56,13 +63,20 @@ static int fail_ioctl(int error, const char *request, const shmp__mapping *mappi
     return shmp__fail_os(reterr, error, "ioctl", "%s of %zu bytes", request, mapping->size);
 }
 
+/* As good as by chance, and of no other region. To ask the kernel for each name would make creation a fifth slower. */
+static void give_name(shmp_provider *provider, char ret_name[SHMP__OS_ASHMEM_NAME]) {
+    ashmem_provider *self = (ashmem_provider *)provider;
+    uint64_t value = self->salt + ((uint64_t)shmp__os_pid() << 32) + shmp__atomic_add(&self->made, 1);
+    memset(ret_name, 0, SHMP__OS_ASHMEM_NAME);
+    memcpy(ret_name, "shmp_", 5);
+    for (char *at = ret_name + 5; value; value /= 32) *at++ = "abcdefghijklmnopqrstuvwxyz234567"[value % 32];
+}
+
 /* A region with a name and a size. */
 static int new_region(const shmp__mapping *mapping, shmp_error *reterr) {
-    enum { LETTERS = 16 };
-    char name[LETTERS + 6] = "shmp_";
+    char name[SHMP__OS_ASHMEM_NAME];
     const shmp__os_ashmem *system = system_of(mapping);
-    int result = shmp__random_letters(name + 5, LETTERS, "abcdefghijklmnopqrstuvwxyz234567", reterr);
-    if (result < 0) return result;
+    give_name(mapping->provider, name);
     if (system->library) {
         int fd = shmp__os_ashmem_create(system, name, mapping->size);
         if (fd >= 0) return fd;
@@ -70,7 +84,7 @@ static int new_region(const shmp__mapping *mapping, shmp_error *reterr) {
     }
     int fd = shmp__os_ashmem_new(system);
     if (fd < 0) return shmp__fail_os(reterr, fd, "open", "%s", system->path);
-    result = shmp__os_ashmem_set_name(fd, name);
+    int result = shmp__os_ashmem_set_name(fd, name);
     if (result == 0) result = shmp__os_ashmem_set_size(fd, mapping->size);
     if (result == 0) return fd;
     (void)shmp__os_close(fd);

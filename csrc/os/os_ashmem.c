@@ -109,10 +109,8 @@ int shmp__os_ashmem_open(shmp__os_ashmem *ret_ashmem) {
     return look_at_node(ret_ashmem);
 }
 
-int shmp__os_ashmem_set_name(int fd, const char *name) {
-    char room[SHMP__OS_ASHMEM_NAME] = ""; /* the driver may read all of it */
-    snprintf(room, sizeof room, "%s", name);
-    return result_of(SYS(ioctl, (fd, SET_NAME, room)));
+int shmp__os_ashmem_set_name(int fd, const char name[SHMP__OS_ASHMEM_NAME]) {
+    return result_of(SYS(ioctl, (fd, SET_NAME, name)));
 }
 
 int shmp__os_ashmem_set_size(int fd, size_t size) { return result_of(SYS(ioctl, (fd, SET_SIZE, size))); }

@@ -21,7 +21,7 @@ void shmp__os_ashmem_end(shmp__os_ashmem *ashmem);
 
 /* A new region of the driver, for the next two. */
 int shmp__os_ashmem_new(const shmp__os_ashmem *ashmem);
-int shmp__os_ashmem_set_name(int fd, const char *name);
+int shmp__os_ashmem_set_name(int fd, const char name[SHMP__OS_ASHMEM_NAME]); /* all of it is read */
 int shmp__os_ashmem_set_size(int fd, size_t size);
 
 /* The same by libandroid.so. */
