@@ -24,6 +24,8 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 WINDOWS = PLATFORM.startswith("win")
 # glibc before 2.34 and NetBSD have shm_open in a library of its own
 SYSTEM_LIBRARIES = ["rt"] if PLATFORM.startswith(("linux", "manylinux", "musllinux", "netbsd")) else []
+if PLATFORM.startswith("android"):
+    SYSTEM_LIBRARIES = ["dl"]  # libandroid.so is looked for at run time
 
 if not re.match(r"(linux|manylinux|musllinux|android|macosx|ios|win|freebsd|dragonfly|netbsd|openbsd)[-_\d]", PLATFORM):
     sys.exit(

@@ -11,7 +11,8 @@
 #
 # For root on x86-64 Debian or Ubuntu with qemu-system-x86, busybox-static, debian-archive-keyring and xz-utils. All of
 # this machine that its caller can read can be read in the guest: run only what could run here.
-# The kernel is kept in ${XDG_CACHE_HOME:-~/.cache}/shmem-providers/ashmem.
+# The kernel is kept in ${XDG_CACHE_HOME:-~/.cache}/shmem-providers/ashmem. Remove that when what the guest begins with
+# has changed here.
 set -euo pipefail
 
 kernel=5.10.0-32-amd64 # of the last Debian whose kernel has the driver
@@ -51,18 +52,20 @@ download() {
 }
 
 # What the guest begins with: its modules, and this machine's files with a layer in memory above
+# shellcheck disable=SC2329 # the guest calls it
 first_steps() {
     /bin/busybox --install -s /bin
     mount -t devtmpfs dev /dev && mount -t proc proc /proc && mount -t sysfs sys /sys
     exec </dev/null >/dev/ttyS0 2>&1
     stty -F /dev/ttyS0 raw -echo
     stty -F /dev/ttyS1 raw -echo
-    for module in $MODULES; do modprobe "$module" || reboot -f; done
+    for module in $WANTED; do modprobe "$module" || reboot -f; done
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro files /files || reboot -f
     mount -t tmpfs -o size=75% layer /layer && mkdir /layer/new /layer/work
     mount -t overlay -o lowerdir=/files,upperdir=/layer/new,workdir=/layer/work root /root || reboot -f
     # as Android does: open to all, and a second node that is called after the boot
     chmod 666 /dev/ashmem
+    # shellcheck disable=SC2046 # two words
     mknod -m 666 "/dev/ashmem$(cat /proc/sys/kernel/random/boot_id)" c $(tr : ' ' </sys/class/misc/ashmem/dev)
     ln -s /proc/self/fd /dev/fd && ln -s fd/0 /dev/stdin && ln -s fd/1 /dev/stdout && ln -s fd/2 /dev/stderr
     mkdir -p /dev/pts /dev/shm /dev/mqueue
@@ -70,7 +73,7 @@ first_steps() {
     mount -t tmpfs -o mode=1777 shm /dev/shm
     mount -t mqueue queues /dev/mqueue
     ip link set lo up
-    for folder in dev proc sys; do mount --move /$folder /root/$folder; done
+    for folder in dev proc sys; do mount --move "/$folder" "/root/$folder"; done
     exec switch_root /root /bin/bash "$job/next" # `job` is in the kernel's command line
 }
 
@@ -85,14 +88,12 @@ prepare() {
         '*/drivers/virtio/*' '*/net/9p/*' '*/fs/9p/*' '*/fs/fscache/*' '*/fs/overlayfs/*'
     busybox depmod -b "$new" "$kernel" # the package leaves that to its installation
     for module in "${modules[@]}"; do
-        for file in $(sed -n "s,:, ,; \,/$module\.ko ,p" "$modules_of/modules.dep"); do
-            install -D "$modules_of/$file" "first/$modules_of/$file"
-        done
-    done
+        sed -n "s,:, ,; \,/$module\.ko ,p" "$modules_of/modules.dep"
+    done | xargs -n 1 | while read -r file; do install -D "$modules_of/$file" "first/$modules_of/$file"; done
     cp "$modules_of/modules.dep" "first/$modules_of/"
     cp "$(type -P busybox)" first/bin/busybox
     ln -s busybox first/bin/sh
-    printf '#!/bin/sh\n%s\nMODULES="%s" first_steps\n' "$(declare -f first_steps)" "${modules[*]}" >first/init
+    printf '#!/bin/sh\n%s\nWANTED="%s" first_steps\n' "$(declare -f first_steps)" "${modules[*]}" >first/init
     chmod +x first/init
     (cd first && find . | busybox cpio -o -H newc 2>/dev/null) | gzip -1 >initrd
     at=$(LC_ALL=C grep -abom1 -P '\xfd7zXZ\x00' boot/vmlinuz-* | head -n 1 | cut -d: -f1)
@@ -104,10 +105,11 @@ prepare() {
 }
 
 # The second part, in this machine's files: the command, and then the end of the machine
+# shellcheck disable=SC2016 # the guest's to expand
 next_steps() {
     local name
     for name in PATH HOME LANG "${!SHMP_@}"; do [ -z "${!name+x}" ] || printf 'export %s=%q\n' "$name" "${!name}"; done
-    printf 'unset job MODULES; export TERM=dumb; ulimit -n %q\n' "$(ulimit -n)"
+    printf 'unset job WANTED; export TERM=dumb; ulimit -n %q\n' "$(ulimit -n)"
     echo 'mkfifo /run/output; cat /run/output >/dev/ttyS0 & output=$!'
     printf '(cd %q && exec' "$PWD"
     printf ' %q' "$@"
