@@ -86,7 +86,8 @@ class BuildAll(build_ext):
             ]
             if "-O" not in CFLAGS:
                 compile_args.append("-O2")  # the -O3 of most Pythons makes it a tenth larger, and not faster
-            link_args = [] if DEBUG or PLATFORM.startswith(("macosx", "ios")) else ["-s"]
+            # a compiler's own runtime comes whole otherwise (zig's for 32-bit ARM: 200 KB)
+            link_args = [] if DEBUG or PLATFORM.startswith(("macosx", "ios")) else ["-s", "-Wl,--gc-sections"]
             self.compiler.linker_so = without_search_path(self.compiler.linker_so)
             os.environ.pop("LD_RUN_PATH", None)  # what GNU's linker takes in its place
         (extension,) = self.extensions

@@ -62,7 +62,7 @@ _MARKS = "qemu does not pass on the hint in which posix says what a name is"
 _ITS_OWN = "qemu has threads, memory and mappings of its own"
 LACKS = {
     "compiler": {"tests/consumers/": _COMPILER, "tests/test_embed.py": _COMPILER, "tests/test_readme.py": _COMPILER},
-    "numpy": {"numpy": _NUMPY},
+    "numpy": {},  # who asks for the fixture of that name is skipped
     "cpu": {  # qemu-user emulates one, and does the calls of the system as it thinks best
         "::test_a_forked_child_with_its_parents_pid_is_no_owner": _ADVICE,
         "::test_a_name_without_size_goes_by_reap_when_old": _COMPILER,
@@ -130,6 +130,8 @@ def numpy(missing: Callable[[str], NoReturn]) -> Any:
     try:
         import numpy
     except ImportError:
+        if "numpy" in os.environ.get("SHMP_LACKS", "").split():
+            pytest.skip(_NUMPY)
         missing("needs NumPy: pip install numpy")
     return numpy
 

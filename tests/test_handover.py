@@ -461,6 +461,11 @@ def outcome(message, byte):
     return "it arrived"
 
 
+def is_gone(message):
+    open_provider(name) # removes a name that was left over
+    return outcome(message, 7) == "its sender was killed"
+
+
 """
 FILE_HEAD = HEAD.replace("name = sys.argv[1]", "name = sys.argv[1]; method = sys.argv[2]")
 # Programs whose children import them
@@ -582,7 +587,7 @@ if __name__ == "__main__":
         ends.add(outcome(messages[-1], 7))
     assert process.exitcode == 0 and ends == {"nothing was sent", "it arrived", "its sender was killed"}, ends
     assert outcome(reading.recv_bytes(), 7) == "it arrived"
-    until(lambda: all(outcome(message, 7) == "its sender was killed" for message in messages))
+    until(lambda: all(map(is_gone, messages)))
 """,
     "keeper_is_killed": """
 def send(pipe, name, keeper):
@@ -590,11 +595,6 @@ def send(pipe, name, keeper):
     shm = filled(open_provider(name), 7)
     pipe.send(shm)
     shm.close()
-
-
-def is_gone(message):
-    open_provider(name) # removes a name that was left over
-    return outcome(message, 7) == "its sender was killed"
 
 
 if __name__ == "__main__":

@@ -542,6 +542,7 @@ READERS: dict[str, Callable[[Any, Any], Any]] = {
     "ctypes by as_ptr_of": lambda numpy, shm: shm.as_ptr_of(ctypes.c_uint8 * 4096),
     "memoryview": lambda numpy, shm: memoryview(shm),
 }
+OF_NUMPY = {"ndarray", "ndarray of a memoryview", "slice of ndarray", "ndarray of ndarray", "frombuffer", "asarray"}
 
 
 def close_or_leave(shm: ShMem) -> None:
@@ -554,8 +555,13 @@ def close_or_leave(shm: ShMem) -> None:
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("end", [close_or_leave, lambda shm: shm.__exit__(None, None, None)], ids=["close", "leave"])
 def test_memory_outlives_whoever_reads_it(
-    provider: ShMemProvider, numpy: Any, can: Can, kind: str, end: Callable[[ShMem], None]
+    provider: ShMemProvider,
+    can: Can,
+    kind: str,
+    end: Callable[[ShMem], None],
+    request: pytest.FixtureRequest,
 ) -> None:
+    numpy = request.getfixturevalue("numpy") if kind in OF_NUMPY else None
     before = descriptors()
     shm = provider.new_shmem(4096)
     clone = provider.clone_ref(shm)

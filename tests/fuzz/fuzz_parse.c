@@ -21,13 +21,23 @@ static const char *after_decimal(const char *text, unsigned long long max) {
     return end;
 }
 
+/* Gives what follows a number of base 36 without signs, capitals and zeros in front. */
+static const char *after_36(const char *text, unsigned long long max) {
+    size_t digits = strspn(text, "0123456789abcdefghijklmnopqrstuvwxyz");
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 36);
+    HOLDS(errno == 0 && value <= max && end == text + digits && (*text != '0' || digits == 1));
+    return end;
+}
+
 static void check_memfd_id(const char *id) {
-    const char *at = after_decimal(id, LONG_MAX);
+    const char *at = after_36(id, INT_MAX);
     HOLDS(*at == '.');
-    at = after_decimal(at + 1, INT_MAX);
+    at = after_36(at + 1, INT_MAX);
     HOLDS(*at == '.');
-    size_t digits = strspn(at + 1, "0123456789abcdef");
-    HOLDS(at[1 + digits] == 0 && digits >= 4 && digits <= 16);
+    at = after_36(at + 1, UINT32_MAX);
+    HOLDS(*at == 0);
 }
 
 static void check_error(int result, const shmp_error *error) {
@@ -36,14 +46,17 @@ static void check_error(int result, const shmp_error *error) {
 }
 
 static void check_id(const char *id) {
-    const shmp__ops *ops = shmp__ops_for_id(id);
-    int number = shmp__decimal_id(id);
-    HOLDS((ops == &shmp__posix_ops) ==
+    int number = shmp__decimal_id(id), accepting = 0;
+    HOLDS(!!shmp__posix_ops.accepts(id) ==
           (id[0] == '/' && id[1] && !strchr(id + 1, '/') && strcmp(id, "/.") != 0 && strcmp(id, "/..") != 0));
-    HOLDS((ops == &shmp__sysv_ops) == (number >= 0));
-    HOLDS(!ops || shmp__posix_ops.accepts(id) + shmp__sysv_ops.accepts(id) + shmp__memfd_ops.accepts(id) == 1);
+    HOLDS(!!shmp__sysv_ops.accepts(id) == (number >= 0));
+    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
+        const shmp__ops *ops = shmp__mechanism(i);
+        accepting += ops && ops->accepts && ops->accepts(id);
+    }
+    HOLDS(accepting <= 1);
     if (number >= 0) HOLDS(*after_decimal(id, INT_MAX) == 0);
-    if (ops == &shmp__memfd_ops) check_memfd_id(id);
+    if (shmp__memfd_ops.accepts(id)) check_memfd_id(id);
 }
 
 static void check_copy(const char *text, size_t length) {

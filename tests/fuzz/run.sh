@@ -22,8 +22,9 @@ seed() { # a text for printf
     printf "$2" >"$build/$1/$count"
 }
 seed parse '/shmp_abcdefghijklm\n65536'
-seed parse '4194303.3.0123456789'
+seed parse '2hwcf.3.1z141z3'
 seed parse '1234.5.89abcdef\n18446744073709551615'
+seed parse 'zik0zj.zik0zj.1z141z4'
 seed parse '2147483647\n1'
 seed parse '/..\n010'
 for provider in 0 1 2 3; do # 0 to 3: a live segment's id; 4: none
