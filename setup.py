@@ -26,6 +26,7 @@ WINDOWS = PLATFORM.startswith("win")
 LINUX = PLATFORM.startswith(("linux", "manylinux", "musllinux"))
 SYSTEM_LIBRARIES = ["rt"] if LINUX or PLATFORM.startswith("netbsd") else []
 SYSTEM_LIBRARIES += ["pthread"] if LINUX or PLATFORM.startswith(("freebsd", "dragonfly", "netbsd", "openbsd")) else []
+SYSTEM_LIBRARIES += ["dl"] if PLATFORM.startswith("android") else []  # libandroid.so is looked for at run time
 
 if not re.match(r"(linux|manylinux|musllinux|android|macosx|ios|win|freebsd|dragonfly|netbsd|openbsd)[-_\d]", PLATFORM):
     sys.exit(

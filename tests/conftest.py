@@ -35,6 +35,11 @@ PLATFORM = {
 }
 for _name in CAPABILITIES:
     PLATFORM[_name] = (_name in dict(probe_providers()), f"{_name} is a mechanism of other systems")
+if PLATFORM["ashmem"][0]:
+    PLATFORM["ashmem"] = (
+        "ashmem" in AVAILABLE,
+        "this kernel has no /dev/ashmem: `.ci/run ashmem` boots one that has",
+    )
 
 # What tools/test_wheel.sh says, in SHMP_LACKS, that its Python lacks; parts of the names of tests that want it; and why
 # they would tell nothing about this library.

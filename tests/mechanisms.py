@@ -8,7 +8,8 @@ import sys
 from shmem_providers import ShMemProvider, available_providers
 from shmem_providers._providers import probe_providers
 
-# What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here.
+# What each mechanism can do; what it cannot, the suite checks to be refused. A new one needs a row here. driver: what a
+# segment's descriptor is, with the driver's inode, owner and mode.
 CAPABILITIES = {
     "memfd": {
         "any_user",
@@ -36,6 +37,17 @@ CAPABILITIES = {
     },
     "sysv": {"any_user", "shares", "reserve", "sparse", "exact_size", "id_of_any_handle", "mode", "linger"},
     "win32": {"shares", "persist", "reserve", "any_name", "id_of_any_handle"},
+    "ashmem": {
+        "any_user",
+        "shares",
+        "fileno",
+        "persist",
+        "sparse",
+        "exact_size",
+        "fd_ids",
+        "id_of_any_handle",
+        "driver",
+    },
     "served": {"shares", "fileno", "persist", "sparse", "exact_size", "id_of_any_handle"},  # lingers by its service
     "nop": set[str](),
 }
@@ -50,7 +62,7 @@ if sys.platform == "darwin":
 AVAILABLE = [name for name in available_providers() if name != "served"]
 SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
 
-# That wrap others. The last two are what "std" is on Android, with memfd in the place of ashmem, and on macOS.
+# That wrap others. The last is what "std" is on macOS; what it is on Android, rc(served(ashmem)), tests/ashmem.sh tests.
 # SHMP_PLAIN leaves them out where time is short: on emulated CPUs, and other Pythons.
 WRAPPING = ["rc(memfd)", "served(posix)", "rc(served(memfd))", "rc(served(posix))"]
 if os.environ.get("SHMP_PLAIN") or "served" not in dict(probe_providers()) or "memfd" not in AVAILABLE:

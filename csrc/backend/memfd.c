@@ -101,7 +101,7 @@ static int look_at(const shmp__mapping *mapping, int seen, const shmp__proc_id *
     return shmp__check_user(mapping, file.user, "fstat", id, reterr);
 }
 
-static const shmp__proc_kind of_memfd = {shmp__os_is_our_memfd, look_at};
+static const shmp__proc_kind of_memfd = {.may_be = shmp__os_is_our_memfd, .check = look_at};
 
 static int memfd_open_fd(const shmp__mapping *mapping, const char *id, shmp_error *reterr) {
     shmp__proc_id meant;

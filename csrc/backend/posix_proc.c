@@ -20,7 +20,7 @@ static int check(const shmp__mapping *mapping, int seen, const shmp__proc_id *me
     return shmp__check_user(mapping, file.user, "fstat", id, reterr);
 }
 
-static const shmp__proc_kind of_posix = {shmp__os_fd_is_in_shm_place, check};
+static const shmp__proc_kind of_posix = {.may_be = shmp__os_fd_is_in_shm_place, .check = check};
 
 int shmp__posix_locate(shmp__mapping *mapping, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     int fd = shmp__fd(mapping)->fd;

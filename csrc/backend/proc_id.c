@@ -56,7 +56,7 @@ int shmp__proc_id_write(long pid, int fd, unsigned long long check, char ret_id[
 
 int shmp__proc_id_of(int fd, unsigned long long check, char ret_id[SHMP__ID_SIZE], shmp_error *reterr) {
     long pid = shmp__os_proc_pid();
-    if (pid < 0) return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: memfd ids need /proc: open posix");
+    if (pid < 0) return shmp__fail_os(reterr, (int)pid, "readlink", "/proc/self: such ids need /proc: open posix");
     if (!shmp__proc_id_write(pid, fd, check, ret_id))
         return shmp__fail_os(reterr, EMFILE, "shmp_describe", "pid %ld and fd %d leave no room in an id", pid, fd);
     return 0;
@@ -66,14 +66,14 @@ int shmp__proc_id_of(int fd, unsigned long long check, char ret_id[SHMP__ID_SIZE
 
 int shmp__proc_fail_gone(const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
     if (shmp__os_proc_pid() < 0)
-        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": memfd ids need /proc: mount it, or open posix", id);
+        return shmp__fail(reterr, SHMP_ENOTFOUND, "open", "\"%s\": such ids need /proc: mount it, or open posix", id);
     return shmp__fail(reterr, SHMP_ENOTFOUND, "open",
                       "\"%s\": process %llu has closed fd %llu or ended, and who else has it, if anyone, is hidden: "
                       "another pid namespace (--pid), another user's under hidepid",
                       id, (unsigned long long)meant->pid, (unsigned long long)meant->fd);
 }
 
-static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
+int shmp__proc_fail_open(int error, const shmp__proc_id *meant, const char *id, shmp_error *reterr) {
     switch (error) {
     case -ENOENT: return shmp__proc_fail_gone(meant, id, reterr);
     case -EACCES:
@@ -83,8 +83,13 @@ static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp
             "\"%s\": process %llu is another user's, is not dumpable as it changed its user, or has more "
             "rights or another user namespace; send the descriptor, or open posix",
             id, (unsigned long long)meant->pid);
+    case -ENOSYS:
+        return shmp__fail(reterr, SHMP_EUNSUPPORTED, "pidfd_getfd",
+                          "\"%s\" is another process's, which takes Linux 5.6 (or a sandbox denies it): send the "
+                          "descriptor, or let it be inherited under its number",
+                          id);
     default:
-        if (shmp__os_is_shortage(error)) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
+        if (shmp__os_is_shortage(error) || error == -EIO) return shmp__fail_os(reterr, error, "open", "\"%s\"", id);
         /* ENXIO of a socket, EISDIR, ETXTBSY of a running program, ... */
         return shmp__fail(reterr, SHMP_EID, "open", "\"%s\" is no shared memory", id);
     }
@@ -93,11 +98,11 @@ static int fail_open(int error, const shmp__proc_id *meant, const char *id, shmp
 /* `seen` is a look at what may be meant, or its error. */
 static int open_meant(const shmp__proc_kind *kind, const shmp__mapping *mapping, int seen, const shmp__proc_id *meant,
                       const char *id, shmp_error *reterr) {
-    if (seen < 0) return fail_open(seen, meant, id, reterr);
+    if (seen < 0) return shmp__proc_fail_open(seen, meant, id, reterr);
     int fd = kind->check(mapping, seen, meant, id, reterr);
     if (fd == 0) {
         fd = shmp__os_open_seen(seen, !!(mapping->flags & SHMP_READ_ONLY));
-        if (fd < 0) fd = fail_open(fd, meant, id, reterr);
+        if (fd < 0) fd = shmp__proc_fail_open(fd, meant, id, reterr);
     }
     (void)shmp__os_close(seen);
     return fd;
@@ -108,6 +113,7 @@ typedef struct fd_search {
     const shmp__mapping *mapping;
     const shmp__proc_id *meant;
     const char *id;
+    long pid; /* that is looked through */
     int found;
     shmp_error shortage;
 } fd_search;
@@ -119,8 +125,10 @@ static int visit_fd(void *context, int folder, long fd) {
     shmp_error why;
     int result = search->kind->may_be(folder, fd);
     if (result <= 0) return result;
-    result =
-        open_meant(search->kind, search->mapping, shmp__os_look_at_fd_in(folder, fd), search->meant, search->id, &why);
+    const shmp__proc_kind *kind = search->kind;
+    result = kind->take ? kind->take(search->mapping, search->pid, (int)fd, search->meant, search->id, &why)
+                        : open_meant(kind, search->mapping, shmp__os_look_at_fd_in(folder, fd), search->meant,
+                                     search->id, &why);
     if (result >= 0) {
         search->found = result;
         return FOUND;
@@ -132,14 +140,17 @@ static int visit_fd(void *context, int folder, long fd) {
 
 static int visit_process(void *context, long pid) {
     int result = shmp__os_is_users_process(pid);
+    ((fd_search *)context)->pid = pid;
     return result <= 0 ? result : shmp__os_each_fd(pid, visit_fd, context);
 }
 
 int shmp__proc_open(const shmp__proc_kind *kind, const shmp__mapping *mapping, const shmp__proc_id *meant,
                     const char *id, shmp_error *reterr) {
     shmp_error why;
-    int seen = shmp__os_look_at_fd_of((long)meant->pid, (int)meant->fd);
-    int fd = open_meant(kind, mapping, seen, meant, id, &why);
+    long pid = (long)meant->pid;
+    int number = (int)meant->fd;
+    int fd = kind->take ? kind->take(mapping, pid, number, meant, id, &why)
+                        : open_meant(kind, mapping, shmp__os_look_at_fd_of(pid, number), meant, id, &why);
     if (fd >= 0) return fd;
     int is_elsewhere = why.code == -SHMP_ENOTFOUND || why.os_error == EACCES || why.os_error == EPERM;
     if (is_elsewhere) {

@@ -278,7 +278,7 @@ static int set_inner(shmp_provider *provider, shmp_error *reterr) {
     const shmp__ops *ops = shmp__meant(provider->inner)->ops;
     if (ops->attach_fd && !(ops->can & SHMP__CAN_ADDRESS)) return 0;
     return shmp__fail(reterr, SHMP_EUNSUPPORTED, "options.inner",
-                      "%s has no descriptors that a service could hand out: take memfd or posix", ops->name);
+                      "%s has no descriptors that a service could hand out: take memfd, posix or ashmem", ops->name);
 }
 
 static int served_open(shmp_provider *provider, const shmp_provider_options *options, shmp_error *reterr) {

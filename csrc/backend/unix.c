@@ -12,7 +12,7 @@ int shmp__fd_map(shmp__mapping *mapping, int fd, shmp_error *reterr) {
     if (!(mapping->flags & SHMP_UNMAPPED)) {
         int result = shmp__os_map(fd, mapping->mapped, is_read_only(mapping), &mapping->data);
         if (result == -EACCES || result == -EPERM)
-            return shmp__fail_os(reterr, result, "mmap", "fd %d is not open for writing: attach with read_only", fd);
+            return shmp__fail_os(reterr, result, "mmap", "fd %d cannot be written to: attach with read_only", fd);
         if (result < 0) return shmp__fail_os(reterr, result, "mmap", "%zu bytes of fd %d", mapping->size, fd);
     }
     shmp__fd(mapping)->fd = fd;

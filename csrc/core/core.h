@@ -121,10 +121,10 @@ enum {
     ROW(posix, SHMP_HAVE_POSIX)                                                                                        \
     ROW(sysv, SHMP_HAVE_SYSV)                                                                                          \
     ROW(win32, SHMP_HAVE_WIN32)                                                                                        \
+    ROW(ashmem, SHMP_HAVE_ASHMEM)                                                                                      \
     ROW(served, SHMP_HAVE_UNIX)                                                                                        \
     ROW(rc, SHMP_HAVE_UNIX)                                                                                            \
-    ROW(nop, 1)                                                                                                        \
-    ROW(ashmem, 0)
+    ROW(nop, 1)
 
 #define SHMP__DECLARE(name, have) extern const shmp__ops shmp__##name##_ops;
 SHMP__MECHANISMS(SHMP__DECLARE)

@@ -40,6 +40,7 @@ static int open_tried(const shmp__ops *ops, const shmp_provider_options *options
 }
 
 static int can_share(const shmp__ops *ops) { return !!(ops->can & SHMP__CAN_SHARE); }
+static int is_ashmem(const shmp__ops *ops) { return strcmp(ops->name, "ashmem") == 0; }
 static int has_descriptors(const shmp__ops *ops) { return ops->attach_fd && ops->provider_flags & SHMP_FD_IDS; }
 
 /* The first that works, of those which are wanted. */
@@ -60,8 +61,14 @@ static int open_best(int (*is_wanted)(const shmp__ops *ops), unsigned flags, shm
     return shmp__fail(reterr, SHMP_EUNAVAILABLE, "std", "no mechanism works here%s (shmp_available tells more)", tried);
 }
 
+/* Where "std" is served, ashmem is what its services hand out, if it is there: the Rust crate's do so on Android. */
 int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    return open_best(has_descriptors, flags | SHMP_FD_IDS, ret_provider, reterr);
+    shmp_error why;
+    int result =
+        SHMP_STD_IS_SERVED ? open_best(is_ashmem, flags | SHMP_FD_IDS, ret_provider, &why) : -SHMP_EUNAVAILABLE;
+    if (result == -SHMP_EUNAVAILABLE) return open_best(has_descriptors, flags | SHMP_FD_IDS, ret_provider, reterr);
+    if (result < 0 && reterr) *reterr = why;
+    return result;
 }
 
 /* rc(served(...)). */

@@ -17,8 +17,8 @@
  * only it destroys the operating system's object, and only in the process that created it (a forked child is never the
  * owner).
  *
- * How long an id works. memfd, sysv, win32: as long as any handle on the segment is open anywhere. posix: until its
- * owner closes it and, after an owner that ended without closing, as long as any handle is open anywhere. A bare
+ * How long an id works. memfd, ashmem, sysv, win32: as long as any handle on the segment is open anywhere. posix: until
+ * its owner closes it and, after an owner that ended without closing, as long as any handle is open anywhere. A bare
  * descriptor number (SHMP_FD_IDS): where the descriptor was inherited or sent. served: as long as its service runs and
  * any of that one's clients has it. rc: as what it wraps.
  *
@@ -119,7 +119,7 @@ SHMP_API const char *shmp_error_text(int code);
 typedef struct shmp_provider shmp_provider;
 typedef struct shmp_shmem shmp_shmem;
 
-/** Option: ids are bare file descriptor numbers, as the Rust crate's (memfd, posix). Such an id
+/** Option: ids are bare file descriptor numbers, as the Rust crate's (memfd, posix, ashmem). Such an id
  *  works in a process that got the descriptor under that number: inherited, or sent. */
 #define SHMP_FD_IDS 0x1
 /** Option: leave leftovers of killed processes alone at opening (posix; see shmp_reap). */
@@ -140,19 +140,20 @@ typedef struct shmp_provider_options {
 } shmp_provider_options;
 
 /** Open a provider by name.
- *  @param name  "memfd", "posix", "sysv", "win32", "nop" (private memory), or "std": the best one that
- *               works here, found by trying each; the environment's SHMEM_PROVIDER=<name>
- *               overrides the choice, but for nop, served and rc, and in a program with more rights than its user
- *               (setuid). A "std" provider attaches to every provider's ids, by their shape. A bare descriptor number
- *               (SHMP_FD_IDS) looks like a sysv id and is taken for one: open memfd or posix for those.
+ *  @param name  "memfd", "posix", "sysv", "win32", "ashmem" (Android, and Linux with that driver), "nop" (private
+ *               memory), or "std": the best one that works here, found by trying each; the environment's
+ *               SHMEM_PROVIDER=<name> overrides the choice, but for nop, served and rc, and in a program with more
+ *               rights than its user (setuid). A "std" provider attaches to every provider's ids, by their shape. A
+ *               bare descriptor number (SHMP_FD_IDS) looks like a sysv id and is taken for one: open memfd, posix or
+ *               ashmem for those.
  *               Unix: "served" asks a service for segments and maps them by options.inner, which has descriptors
- *               (memfd, posix; NULL: the best of those). It is found at options.address; NULL: where the environment's
- *               SHMEM_SERVICE says, which setuid programs do not obey, or at this user's own address. A service of
- *               another user than this one and root is refused. Each round trip takes options.timeout_ms at most (0:
- *               5,000). A lost service is an error of the call that finds it out; what is mapped stays, and the next
- *               call asks the service that is there then.
- *               "rc" wraps any provider (options.inner; NULL: "std") and adds nothing: the Rust crate's counts references
- *               and forks so, which here all do.
+ *               (memfd, posix, ashmem; NULL: the best of those, on Android ashmem). It is found at options.address;
+ *               NULL: where the environment's SHMEM_SERVICE says, which setuid programs do not obey, or at this user's
+ *               own address. A service of another user than this one and root is refused. Each round trip takes
+ *               options.timeout_ms at most (0: 5,000). A lost service is an error of the call that finds it out; what
+ *               is mapped stays, and the next call asks the service that is there then.
+ *               "rc" wraps any provider (options.inner; NULL: "std") and adds nothing: the Rust crate's counts
+ *               references and forks so, which here all do.
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
@@ -219,7 +220,7 @@ SHMP_API int shmp_post_fork(shmp_provider *provider, int is_child, shmp_error *r
 #define SHMP_INHERIT 0x4    /* create, attach: as shmp_persist() */
 #define SHMP_WHOLE 0x8      /* attach: map all that the segment has; the description's size is not looked at */
 #define SHMP_ANY_USER 0x10  /* attach: also to a segment that is neither this user's nor root's */
-#define SHMP_UNMAPPED 0x20  /* create: do not map it; for who hands out descriptors (memfd, posix, win32) */
+#define SHMP_UNMAPPED 0x20  /* create: do not map it; for who hands out descriptors (memfd, posix, ashmem, win32) */
 #define SHMP_LINGER 0x40    /* create: if the creator is killed, leave it a minute to be attached to (posix, sysv) */
 #define SHMP_KEEP 0x80      /* create, named: it stays until shmp_unlink(), whoever closes or ends */
 #define SHMP_OWNER 0x100    /* shmp_flags() only: this handle created it, in this process */
@@ -238,10 +239,13 @@ typedef struct shmp_description {
  *  @param flags  SHMP_RESERVE, SHMP_INHERIT, SHMP_UNMAPPED, SHMP_LINGER, SHMP_MODE().
  *  Owns: the caller; release with shmp_close(), which destroys the segment for good when the
  *  last process that attached to it has let go.
- *  Full memory: win32 takes all of it here. memfd and sysv draw on memory, posix on its file system
- *  (/dev/shm), whose free space is checked here. Only SHMP_RESERVE, which macOS and the BSDs lack,
- *  promises that touching it never raises SIGBUS.
- *  Leftovers: after SIGKILL of the owner, memfd, win32 and (on Linux) sysv segments are gone with their
+ *  ashmem takes SHMP_MODE() without any w, such as 0444: nobody, in any process, can map it for writing any more, and
+ *  who created it is the only one who writes.
+ *  Full memory: win32 takes all of it here. ashmem counts all of it here, and is refused what the kernel would not
+ *  promise to a program (vm.overcommit_memory), but it is taken when it is touched. memfd and sysv draw on memory,
+ *  posix on its file system (/dev/shm), whose free space is checked here. Only SHMP_RESERVE, which ashmem, macOS and
+ *  the BSDs lack, promises that touching it never raises SIGBUS.
+ *  Leftovers: after SIGKILL of the owner, memfd, ashmem, win32 and (on Linux) sysv segments are gone with their
  *  last user; a posix name stays until a posix provider is next opened, or shmp_reap() is called. On
  *  macOS and the BSDs, where names cannot be listed, both stay until they are removed by hand.
  *  @return 0; -SHMP_EINVAL size 0, unknown flag; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED the
@@ -265,14 +269,14 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 /** Attach to a segment that some process created, this one included. This always maps it anew; shmp_clone() does not.
  *  @param description  its id, and how many bytes of it to map: no more than it has.
  *  @param flags        SHMP_READ_ONLY, SHMP_INHERIT, SHMP_WHOLE, SHMP_ANY_USER.
- *  Owns: the caller, who gets a mapping and (memfd, posix) a descriptor of its own; release with
+ *  Owns: the caller, who gets a mapping and (memfd, posix, ashmem) a descriptor of its own; release with
  *  shmp_close(). Attaching with nop gives fresh private memory.
  *  Others can change and truncate what is theirs: a memfd, posix or sysv segment is taken only if it is this
- *  user's (the effective one) or root's, unless SHMP_ANY_USER says that its user is trusted. win32 cannot tell.
- *  Inside a user namespace all users that it does not map are 65534: who runs as that cannot tell them from himself.
- *  Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
- *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that
- *  nobody truncates it later is not checked and can raise SIGBUS. All other memfd ids are sealed.
+ *  user's (the effective one) or root's, unless SHMP_ANY_USER says that its user is trusted. win32 and ashmem cannot
+ *  tell. Inside a user namespace all users that it does not map are 65534: who runs as that cannot tell them from
+ *  himself. Others' win32 segments, and on macOS posix ones, are as large as their whole pages.
+ *  An id that is a bare descriptor number (SHMP_FD_IDS) is only as good as its giver: that nobody truncates it later is
+ *  not checked and can raise SIGBUS. All other memfd ids are sealed.
  *  @return 0; -SHMP_EID garbage, or no shared memory; -SHMP_ESIZE it is smaller;
  *          -SHMP_ENOTFOUND it is gone; -SHMP_EINVAL; -SHMP_EOVERFLOW; -SHMP_EUNSUPPORTED;
  *          -SHMP_EUNAVAILABLE "std", and an id of a mechanism that this system lacks; -SHMP_ESERVICE;
@@ -280,10 +284,11 @@ SHMP_API int shmp_create_named(shmp_provider *provider, const char *name, size_t
 SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *description, unsigned flags,
                          shmp_shmem **ret_shmem, shmp_error *reterr);
 
-/** Open a descriptor of a segment that shmp_locate() found (memfd, posix; Linux), for shmp_attach_fd() or to send.
- *  It is opened through /proc/<pid>/fd. When that one is gone, or is something else by now, any other of the same
- * segment is looked for among the processes of this user (root: its own only), which takes some 5 us for each of their
- *  descriptors. So it works as long as any process has the segment open; shmp_attach() of a memfd id does the same.
+/** Open a descriptor of a segment that shmp_locate() found (memfd, posix, ashmem; Linux), for shmp_attach_fd() or to
+ *  send. It is opened through /proc/<pid>/fd (ashmem: duplicated). When that one is gone, or is something else by now,
+ *  any other of the same segment is looked for among the processes of this user (root: its own only), which takes some
+ *  5 us for each of their descriptors. So it works as long as any process has the segment open; shmp_attach() of a
+ *  memfd or ashmem id does the same.
  *  @param provider  of the segment's mechanism; "std" opens what it creates.
  *  @param flags     SHMP_READ_ONLY, SHMP_ANY_USER.
  *  Owns: the caller, who closes *ret_fd. It is closed on exec.
@@ -291,11 +296,12 @@ SHMP_API int shmp_attach(shmp_provider *provider, const shmp_description *descri
  *          -SHMP_EUNSUPPORTED; -SHMP_EOS, such as os_error EACCES. Since 0.2. */
 SHMP_API int shmp_open_fd(shmp_provider *provider, const char *id, unsigned flags, int *ret_fd, shmp_error *reterr);
 
-/** Attach to the segment that an open descriptor is, such as one that was inherited or sent (memfd, posix).
+/** Attach to the segment that an open descriptor is, such as one that was inherited or sent (memfd, posix, ashmem).
  *  @param fd           stays the caller's: the handle has a duplicate.
- *  @param description  how many bytes to map, and the segment's id. A memfd id must be that of this descriptor,
- * whatever process and number it names. A posix name becomes the handle's id; it need not be there any more, and "/"
- * says that there never was one. "" is not known: the id is then the duplicate's, as with shmp_attach by number.
+ *  @param description  how many bytes to map, and the segment's id. A memfd or ashmem id must be that of this
+ *                      descriptor, whatever process and number it names. A posix name becomes the handle's id; it need
+ *                      not be there any more, and "/" says that there never was one. "" is not known: the id is then
+ *                      the duplicate's, as with shmp_attach by number.
  *  @param flags        as shmp_attach().
  *  @return as shmp_attach(). Since 0.2. */
 SHMP_API int shmp_attach_fd(shmp_provider *provider, int fd, const shmp_description *description, unsigned flags,
@@ -345,8 +351,8 @@ SHMP_API const char *shmp_backend(const shmp_shmem *shmem);
  *  @return 0; -SHMP_ENOTFOUND it has no name any more; -SHMP_EOS. Since 0.1. */
 SHMP_API int shmp_describe(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
 
-/** Get an id of the descriptor, for shmp_open_fd() (memfd, posix; Linux). That of memfd is the one that shmp_describe()
- *  gives without SHMP_FD_IDS.
+/** Get an id of the descriptor, for shmp_open_fd() (memfd, posix, ashmem; Linux). That of memfd or ashmem is the one
+ *  that shmp_describe() gives without SHMP_FD_IDS.
  *  @return 0; -SHMP_EUNSUPPORTED; -SHMP_EINVAL; -SHMP_EOS. Since 0.2. */
 SHMP_API int shmp_locate(const shmp_shmem *shmem, shmp_description *ret_description, shmp_error *reterr);
 

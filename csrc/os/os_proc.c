@@ -137,12 +137,19 @@ static int fd_is_called(int folder, long fd, const char *text, int is_all) {
     snprintf(name, sizeof name, "%ld", fd);
     ssize_t length = SYS(readlinkat, (folder, name, target, sizeof target));
     if (length < 0) return shmp__os_passed_over(-errno);
-    return (is_all ? (size_t)length == wanted : (size_t)length > wanted) && memcmp(target, text, wanted) == 0;
+    return (is_all ? (size_t)length == wanted : (size_t)length >= wanted) && memcmp(target, text, wanted) == 0;
 }
 
 int shmp__os_is_our_memfd(int folder, long fd) {
     return fd_is_called(folder, fd, "/memfd:shmem_providers (deleted)", 1);
 }
+
+#if SHMP_HAVE_ASHMEM
+int shmp__os_may_be_ashmem(int folder, long fd) {
+    int result = fd_is_called(folder, fd, "/dev/ashmem", 0);
+    return result ? result : fd_is_called(folder, fd, "/memfd:shmp_", 0); /* of newer libandroid.so */
+}
+#endif
 
 #if SHMP_HAVE_POSIX
 int shmp__os_fd_is_in_shm_place(int folder, long fd) { return fd_is_called(folder, fd, shmp__os_shm_place, 0); }
@@ -179,6 +186,19 @@ static int each_line(const char *path, int (*visit)(void *context, const char *l
     (void)fclose(file);
     return result;
 }
+
+#if SHMP_HAVE_ASHMEM
+static int visit_user(void *context, const char *line) {
+    return sscanf(line, "Uid: %*u %lu", (unsigned long *)context) == 1;
+}
+
+int shmp__os_user_of(long pid, unsigned long *ret_user) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%ld/status", pid);
+    int result = each_line(path, visit_user, ret_user);
+    return result == 1 ? 0 : result < 0 && result != -ESRCH ? result : -ENOENT;
+}
+#endif
 
 /* Of a file of one number; of "max", which is no limit, it gives 2. */
 static int visit_limit(void *context, const char *line) {

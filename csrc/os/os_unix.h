@@ -157,10 +157,13 @@ int shmp__os_each_process(int (*visit)(void *context, long pid), void *context);
 int shmp__os_each_fd(long pid, int (*visit)(void *context, int folder, long fd), void *context);
 int shmp__os_is_our_memfd(int folder, long fd);
 int shmp__os_fd_is_in_shm_place(int folder, long fd);
+int shmp__os_may_be_ashmem(int folder, long fd);
 /* As shmp__os_look_at_fd_of and shmp__os_open_seen, to read. */
 int shmp__os_look_at_fd_in(int folder, long fd);
 int shmp__os_open_seen_in(int own_folder, int seen);
 int shmp__os_open_own_folder(void); /* where this thread's descriptors are */
+/* Who runs a process, also one that nobody may look at; -ENOENT: it has ended. */
+int shmp__os_user_of(long pid, unsigned long *ret_user);
 /* 1: it runs as this process's user; root's may also be one that nobody may look at. 0: it does not, or has ended. */
 int shmp__os_is_users_process(long pid);
 

@@ -12,9 +12,11 @@
 #elif defined(__ANDROID__) /* its libc has neither shm_open nor shmget */
 #define SHMP_HAVE_LINUX 1
 #define SHMP_HAVE_MEMFD 1
+#define SHMP_HAVE_ASHMEM 1
 #elif defined(__linux__)
 #define SHMP_HAVE_LINUX 1
 #define SHMP_HAVE_MEMFD 1
+#define SHMP_HAVE_ASHMEM 1
 #define SHMP_HAVE_POSIX 1
 #define SHMP_HAVE_SYSV 1
 #elif defined(__APPLE__) || defined(__FreeBSD__) || defined(__DragonFly__) || defined(__NetBSD__) ||                   \
@@ -40,6 +42,9 @@
 #endif
 #if !defined(SHMP_HAVE_MEMFD)
 #define SHMP_HAVE_MEMFD 0
+#endif
+#if !defined(SHMP_HAVE_ASHMEM)
+#define SHMP_HAVE_ASHMEM 0
 #endif
 #if !defined(SHMP_HAVE_POSIX)
 #define SHMP_HAVE_POSIX 0

@@ -24,6 +24,7 @@ from shmem_providers._errors import (
 from shmem_providers._ids import ShMemDescription, ShMemId
 from shmem_providers._library import get_cmake_dir, get_include, get_library_dir
 from shmem_providers._providers import (
+    AshmemShMemProvider,
     MemfdShMemProvider,
     MmapShMemProvider,
     NopShMemProvider,
@@ -51,6 +52,7 @@ __version__: str = ffi.string(lib.shmp_version()).decode()
 
 __all__ = [
     "LIBAFL_SERVICE_ADDRESS",
+    "AshmemShMemProvider",
     "DummyShMemService",
     "InvalidIdError",
     "MemfdShMemProvider",

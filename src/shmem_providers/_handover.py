@@ -7,7 +7,7 @@ of this library. There is no thread. A process that ends while something has not
 small process that ends when all was read, after a minute, or with the sender's parent.
 
 A segment is opened through ``/proc/<pid>/fd/<fd>``, that of its sender or whoever else has it (shmp_open_fd). Another
-one is never taken for it: the message tells its inode.
+one is never taken for it: the message tells its inode (ashmem: a hash of its name).
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ _GRACE = 0.02  # seconds that a process's end waits for what is just being read
 _PATIENCE = 2.0  # the same where there can be no keeper
 _SEARCHED_FOR = 1.0  # seconds that a reader looks for what somebody must have
 _KEPT_FOR = 60  # seconds after the sender's end
+
+# Whose ids are what `_locate` gives, when they are no bare numbers
+_LOCATED = ("memfd", "ashmem")
 
 # Who can reach a segment must reach its ledger, which is of the same mechanism; but names stay behind when a process is
 # killed. Containers that share /dev/shm share System V memory, too.
@@ -95,14 +98,19 @@ def _pid_namespace() -> int:
 
 def _locate(shm: _binding.ShMem) -> str:
     """Give what `_open_fd` takes, or "" where there is no such thing."""
-    if shm.provider_name not in ("memfd", "posix"):
+    if shm.provider_name not in (*_LOCATED, "posix"):
         return ""
     try:
         return shm._locate()[0]
     except OSError:  # no /proc
-        if shm.provider_name == "memfd":
+        if shm.provider_name in _LOCATED:
             raise
         return ""
+
+
+def _check_of(locator: str) -> str:
+    """Give the part that is the segment's, whatever process and descriptor it is located by."""
+    return locator.replace("-", ".").rpartition(".")[2]
 
 
 def _name(shm: _binding.ShMem) -> str:
@@ -174,10 +182,10 @@ class _Outbox:
         name = _source(shm)
         _check_shared(shm)
         locator = _locate(shm)
-        id = "" if name == "memfd" else _name(shm) if name == "posix" else shm._describe()[0]
+        id = "" if name in _LOCATED else _name(shm) if name == "posix" else shm._describe()[0]
         if id == "/" and not locator:
             raise InvalidIdError("this segment has no name and no id to attach by: send its descriptor")
-        key = name, locator.rpartition(".")[2] or id, shm._has_name()
+        key = name, _check_of(locator) or id, shm._has_name()
         with self.lock:
             self.look()
             ledger = self.ledgers.get(name)
@@ -290,7 +298,7 @@ def reduce_shmem(shm: ShMem) -> tuple[Any, ...]:
     if _is_sent():
         return _send(shm)
     _check_shared(shm)
-    id, size = (_locate(shm), shm.size) if shm.provider_name == "memfd" else ("", 0)
+    id, size = (_locate(shm), shm.size) if shm.provider_name in _LOCATED else ("", 0)
     if shm.provider_name == "posix" and _name(shm) == "/":
         id, size = shm._locate()
     if not id:
@@ -348,7 +356,7 @@ def _attach_kept(address: tuple[str, str], number: int, *what: Any) -> ShMem:
 
 
 def _attach_sent(provider: ShMemProvider, name: str, id: str, size: int, readonly: bool, locator: str) -> ShMem:
-    if name == "memfd":
+    if name in _LOCATED:
         return provider.shmem_from_id_and_size(locator, size, read_only=readonly)
     if name != "posix" or not locator:
         return provider.shmem_from_id_and_size(id, size, read_only=readonly)
@@ -358,7 +366,7 @@ def _attach_sent(provider: ShMemProvider, name: str, id: str, size: int, readonl
         except (OSError, ValueError):
             pass
         else:
-            if _locate(shm).rpartition(".")[2] in ("", locator.rpartition(".")[2]):
+            if _check_of(_locate(shm)) in ("", _check_of(locator)):
                 return shm
             shm.close()  # somebody else's by now
     return _attach_found(provider, locator, id, size, readonly)

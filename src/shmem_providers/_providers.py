@@ -264,6 +264,26 @@ class Win32ShMemProvider(ShMemProvider):
         return super().__new__(cls, "win32")
 
 
+class AshmemShMemProvider(ShMemProvider):
+    """Android's shared memory: ``ASharedMemory_create``, or the driver of /dev/ashmem, which some Linux have as well.
+
+    The size is fixed, and memory for all of it is counted, at creation. Whose a segment is cannot be told, so
+    ``any_user`` says nothing here. ``new_shmem(mode=0o444)`` makes one that nobody else can ever map for writing; no
+    other mode is possible.
+
+    Args:
+        fd_ids: ids are bare descriptor numbers, as the Rust crate's. Others work in processes that have the
+            descriptor under its number and, from Linux 5.6 on, in any of the same user that may ptrace this one.
+
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *, fd_ids: bool = False) -> Self:
+        """Raise `ProviderUnavailableError` where there is no such driver."""
+        return super().__new__(cls, "ashmem", lib.SHMP_FD_IDS if fd_ids else 0)
+
+
 class NopShMemProvider(ShMemProvider):
     """Private memory, for tests and single-process use: attaching gives a fresh buffer."""
 
@@ -342,6 +362,7 @@ _CLASSES: dict[str, type[ShMemProvider]] = {
     "posix": MmapShMemProvider,
     "sysv": UnixShMemProvider,
     "win32": Win32ShMemProvider,
+    "ashmem": AshmemShMemProvider,
     "nop": NopShMemProvider,
     "served": ServedShMemProvider,
     "rc": RcShMemProvider,
@@ -351,7 +372,9 @@ WRAPPERS = ("served", "rc")
 
 
 def open_provider(name: str, **options: Any) -> ShMemProvider:
-    """Open a provider by its name: ``std``, ``memfd``, ``posix``, ``sysv``, ``win32``, ``nop``, ``served`` or ``rc``.
+    """Open a provider by its name.
+
+    One of ``std``, ``memfd``, ``posix``, ``sysv``, ``win32``, ``ashmem``, ``nop``, ``served``, ``rc``.
 
     Args:
         name: the provider, or ``outer(inner)`` as `ShMemProvider.name` has it, such as ``rc(served(memfd))``.

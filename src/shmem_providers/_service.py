@@ -95,7 +95,7 @@ class ShMemService:
     are started find it; then it is what it was before.
 
     Args:
-        inner: makes the segments: memfd, or posix; None is the best that has descriptors.
+        inner: makes the segments: memfd, posix or ashmem; None is the best that has descriptors.
         address: a path, or ``@name`` for an abstract socket (Linux); None is this user's own.
         linger: seconds that a segment stays after its last client let go of it, or was killed.
         idle: seconds without any client after which it ends by itself; 0 is never.

@@ -1,8 +1,9 @@
 /* What the test programs of the C ABI share: calls that must succeed or be refused, other processes, what is held, and
  * running each test over every provider that works here, and over "std".
  *
- *   test_... [NAME]      all tests, or those whose name contains NAME
- *   test_... --child     the other side of a hand-off, which the tests start themselves
+ *   test_... [NAME [PROVIDER]]   all tests, or those whose name contains NAME, over all providers, or that one, such as
+ *                                "std" or "rc(served(ashmem))"
+ *   test_... --child             the other side of a hand-off, which the tests start themselves
  *
  * One line a test on stdout, `ok|FAIL|skip name [provider]`; what a failed one expected is on
  * stderr. After each test the process must hold what it held before: descriptors, shared mappings,
@@ -37,6 +38,8 @@ typedef struct capabilities {
     int shares;          /* handles on one segment see the same memory */
     int is_file;         /* fileno, persist, SHMP_INHERIT */
     int has_numbers;     /* ids that are descriptors, SHMP_FD_IDS, SHMP_UNMAPPED, the limits of files */
+    int is_device;       /* ... but the descriptor is a driver's: no rights, no limit of a size, no reading one; all of
+                            the memory is counted when it is made */
     int has_names;       /* shmp_create_named; a name outlives its killed owner */
     int reserves;        /* SHMP_RESERVE */
     int has_modes;       /* SHMP_MODE() */
@@ -64,21 +67,26 @@ static const capabilities known_providers[] = {
      .is_read_by_afl = 1, .is_listed = 1, .is_told_apart = 1, .gone_id = "/no_such_segment"},
     {"sysv", .shares = 1, .reserves = 1, .has_modes = 1, .is_read_by_afl = 1, .is_listed = LISTS_SYSV,
      .gone_id = "2147483647"},
+    {"ashmem", .shares = 1, .is_file = 1, .has_numbers = 1, .is_device = 1, .gone_id = "zik0zj-3-abcd"},
     {"served", .shares = 1, .is_file = 1, .wraps = 1, .gone_id = "2147483647:3"},
     {"rc", .shares = 1, .wraps = 1}, /* for the rest see what it wraps */
     {"nop", .shares = 0},
 };
 enum { KNOWN_PROVIDERS = sizeof known_providers / sizeof *known_providers };
 
+/* A service's, whose segments are of the driver. */
+static const capabilities served_by_driver = {
+    "served", .shares = 1, .is_file = 1, .is_device = 1, .wraps = 1, .gone_id = "2147483647:3",
+};
+
 /* Also of what is called "rc(...)" and "served(...)". */
 static inline const capabilities *capabilities_of(const char *name) {
     while (strncmp(name, "rc(", 3) == 0) name += 3;
-    if (strncmp(name, "served(", 7) == 0) return capabilities_of("served");
-    char room[64];
-    snprintf(room, sizeof room, "%.*s", (int)strcspn(name, ")"), name);
-    name = room;
+    if (strncmp(name, "served(ashmem", 13) == 0) return &served_by_driver;
+    const size_t length = strcspn(name, "()");
     for (int i = 0; i < KNOWN_PROVIDERS; i++)
-        if (strcmp(known_providers[i].name, name) == 0) return &known_providers[i];
+        if (strlen(known_providers[i].name) == length && strncmp(known_providers[i].name, name, length) == 0)
+            return &known_providers[i];
     return NULL;
 }
 
@@ -457,7 +465,7 @@ static inline int play_role(const role *roles, const char *name, const char *pro
 }
 
 typedef struct test_tally {
-    const char *wanted; /* part of a test's name */
+    const char *wanted, *provider; /* part of a test's name; NULL: all providers */
     int passed, failed, skipped;
 } test_tally;
 
@@ -500,6 +508,8 @@ static inline void run_over(test_tally *tally, const test *tests, const char *la
     if (provider) context.can = capabilities_of(shmp_provider_name(provider));
     CHECK(provider && context.can);
     if (strstr("open", tally->wanted) || shmp__atomic_load(&check_failures) > 0) finish_test(tally, "open", &context);
+    /* The thread of its own service lets go of what was tried a moment later. */
+    if (context.is_std && context.can && context.can->wraps) usleep(100000);
     if (context.can) run_tests(tally, tests, &context);
     shmp_provider_close(provider);
 }
@@ -512,6 +522,7 @@ static inline void run_over_available(test_tally *tally, const test *tests) {
         if (result == -SHMP_EINVAL) return;
         const capabilities *can = capabilities_of(name);
         if (can && can->wraps) continue; /* see run_over_wrappers */
+        if (tally->provider && strcmp(name, tally->provider) != 0) continue;
         if (result == 0) {
             run_over(tally, tests, name);
             continue;
@@ -535,12 +546,12 @@ static inline void set_service_address(void) {
     setenv("SHMEM_SERVICE", address, 1);
 }
 
-static inline void run_service(int ready, int stop) {
+static inline void run_service(const char *inner, int ready, int stop) {
     char byte = 0;
     shmp_service *service;
     shmp_error error;
     shmp_service_options options = {.struct_size = sizeof options, .address = getenv("SHMEM_SERVICE")};
-    int result = shmp_service_start(NULL, &options, &service, &error);
+    int result = shmp_service_start(inner ? opened(inner, 0) : NULL, &options, &service, &error);
     if (result < 0) fprintf(stderr, "service: %s: %s\n", error.call, error.message);
     if (result == 0 && write(ready, &byte, 1) == 1) (void)!read(stop, &byte, 1);
     if (result == 0) shmp_service_stop(service, NULL);
@@ -553,8 +564,8 @@ static inline int open_pipe(int ret_ends[2]) {
     return 1;
 }
 
-/* In a process of its own. */
-static inline int start_service(test_service *ret_service) {
+/* In a process of its own. `inner`: what its segments are of; NULL: of the best. */
+static inline int start_service(const char *inner, test_service *ret_service) {
     int ready[2], stop[2];
     char byte;
     if (!open_pipe(ready) || !open_pipe(stop)) return 0;
@@ -563,7 +574,7 @@ static inline int start_service(test_service *ret_service) {
     if (process == 0) {
         close(ready[0]);
         close(stop[1]);
-        run_service(ready[1], stop[0]);
+        run_service(inner, ready[1], stop[0]);
     }
     close(ready[1]);
     close(stop[0]);
@@ -580,20 +591,23 @@ static inline void stop_service(const test_service *service) {
 
 static inline void run_over_wrappers(test_tally *tally, const test *tests) {
     static const char *const labels[] = {"served", "rc(memfd)", "rc(posix)", "rc(sysv)", "rc(served)"};
+    const char *const *wanted = tally->provider ? &tally->provider : labels;
+    const size_t count = tally->provider ? !!strstr(tally->provider, "served") : LENGTH(labels);
     test_service service = {.process = -1, .stop = -1};
-    if (getenv("SHMP_PLAIN")) return; /* what is slow runs over the rest alone */
-    if (start_service(&service))
-        for (size_t i = 0; i < LENGTH(labels); i++) run_over(tally, tests, labels[i]);
+    if (count == 0 || getenv("SHMP_PLAIN")) return; /* what is slow runs over the rest alone */
+    if (start_service(tally->provider && strstr(tally->provider, "ashmem") ? "ashmem" : NULL, &service))
+        for (size_t i = 0; i < count; i++) run_over(tally, tests, wanted[i]);
     stop_service(&service);
 }
 
-static inline int run_all(const suite *all, const char *wanted) {
-    test_tally tally = {.wanted = wanted};
+static inline int run_all(const suite *all, const char *wanted, const char *provider) {
+    test_tally tally = {.wanted = wanted, .provider = provider};
     holdings at_start = count_holdings();
     test_context library = {.label = "library"};
     run_tests(&tally, all->of_library, &library);
     run_over_available(&tally, all->of_provider);
-    run_over(&tally, all->of_provider, "std");
+    const int is_std = !provider || strcmp(provider, "std") == 0;
+    if (is_std) run_over(&tally, all->of_provider, "std");
     run_over_wrappers(&tally, all->of_provider);
     check_holdings(&at_start);
     finish_test(&tally, "nothing_is_left", &library);
@@ -608,7 +622,7 @@ static inline int run_suite(const suite *all, int argc, char **argv) {
     unsetenv("SHMEM_PROVIDER");
     set_service_address();
     signal(SIGPIPE, SIG_IGN);
-    return run_all(all, argc > 1 ? argv[1] : "");
+    return run_all(all, argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : NULL);
 }
 
 #endif

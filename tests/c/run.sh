@@ -2,6 +2,7 @@
 # Builds the core with each test program, and runs them.
 #
 #   run.sh [gcc|clang] [plain|asan|tsan|valgrind]     the compiler is $CC, or cc, when none is given
+#   run.sh build DIRECTORY                            runs none, but leaves the programs there, some of 32 bits as well
 #   run.sh windows                                    zig's, of $PYTHON (.venv/bin/python); runs under Wine
 #
 # $CFLAGS is added at the end. Nothing is left behind: the build is in a temporary directory.
@@ -10,12 +11,15 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 compiler=${1:-${CC:-cc}}
-kind=${2:-plain}
+kind=${2:-plain} kept=
+if [ "$compiler" = build ]; then
+    kept=$2 compiler=${CC:-cc} kind=plain
+fi
 
 runner='' sanitize='' programs='test_conformance test_handles test_names test_faults test_races test_service'
 # Older glibc has shm_open in a library of its own.
 case $(uname -s) in
-Linux) libraries='-pthread -lrt' programs="$programs test_machines test_served" ;;
+Linux) libraries='-pthread -lrt' programs="$programs test_machines test_served test_android" ;;
 *) libraries=-pthread ;;
 esac
 if [ "$compiler" = windows ]; then
@@ -35,13 +39,13 @@ valgrind) # leaks are asan's, which children do not disturb; it lacks the fcntl 
     export SHMP_VALGRIND=1 SHMP_PLAIN=1
     ;;
 *)
-    echo "usage: $0 [gcc|clang] [plain|asan|tsan|valgrind] | windows" >&2
+    echo "usage: $0 [gcc|clang] [plain|asan|tsan|valgrind] | build DIRECTORY | windows" >&2
     exit 2
     ;;
 esac
 
-build=$(mktemp -d)
-trap 'rm -rf "$build"' EXIT
+build=${kept:-$(mktemp -d)}
+[ -n "$kept" ] || trap 'rm -rf "$build"' EXIT
 
 header=$root/csrc/include/shmem_providers.h
 common='-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror'
@@ -60,9 +64,9 @@ echo race:play_round >"$build/suppressions"
 compile() {
     source=$root/tests/c/$1.c
     shift
-    $compiler -std=c11 -O2 -g $common -Wstrict-prototypes "$@" ${CFLAGS-} \
-        -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
-        "$source" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c "$root"/csrc/service/*.c $libraries
+    $compiler -std=c11 -O2 -g $common -Wstrict-prototypes -I"$root/csrc/include" -I"$root/csrc" -DSHMP_STATIC \
+        "$source" "$root"/csrc/core/*.c "$root"/csrc/backend/*.c "$root"/csrc/os/*.c "$root"/csrc/service/*.c \
+        "$@" ${CFLAGS-} $libraries
 }
 
 for program in $programs; do
@@ -71,9 +75,23 @@ for program in $programs; do
     test_faults | test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
     test_names) faults=-Wl,--wrap=time ;; # its clock is its own
     test_machines) faults=-Wl,-z,now ;;
+    test_android)
+        $compiler -std=c11 $common -shared -fPIC "$root/tests/c/libandroid.c" -o "$build/libandroid.so"
+        faults="-DSHMP_ASHMEM_LIBRARY=\"$build/libandroid.so\" -ldl" # where older glibc has dlopen
+        ;;
     *) faults= ;;
     esac
     compile $program $sanitize $faults -o "$build/$program.exe"
+    if [ -n "$kept" ]; then
+        case $program in
+        test_conformance)
+            compile $program -m32 -o "$build/${program}_32.exe"
+            compile $program -DSHMP_STD_IS_SERVED=1 -o "$build/${program}_std.exe" # as on Android
+            ;;
+        test_handles | test_machines) compile $program -m32 $faults -o "$build/${program}_32.exe" ;;
+        esac
+        continue
+    fi
 
     if [ $program = test_service ]; then # as on systems without abstract sockets
         compile $program $sanitize -DSHMP_HAVE_ABSTRACT=0 -o "$build/paths.exe"

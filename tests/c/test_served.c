@@ -56,7 +56,7 @@ static int is_let_go(const shmp_description *description) {
 
 #define WITH_SERVICE(service)                                                                                          \
     test_service service = {.process = -1, .stop = -1};                                                                \
-    REQUIRE(start_service(&service))
+    REQUIRE(start_service(NULL, &service))
 
 static void check_no_service(int result, const shmp_error *error, int os_error) {
     CHECK_EQUAL(result, -SHMP_ESERVICE);
@@ -737,7 +737,7 @@ static void test_a_lost_service(test_context *context) {
     CHECK(SUCCEEDS(shmp_clone, old, SHMP_READ_ONLY, &clone));
     CHECK(SUCCEEDS(shmp_pre_fork, provider)); /* there is nothing to keep */
     CHECK(SUCCEEDS(shmp_post_fork, provider, 0));
-    REQUIRE(start_service(&service));
+    REQUIRE(start_service(NULL, &service));
     check_usable(provider);
     shmp_shmem *young = created_by(provider, SMALL, 0);
     REQUIRE(young);

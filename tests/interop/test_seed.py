@@ -97,6 +97,7 @@ def test_attach_by_id(seed: Callable[..., Seed], theirs: str, ours: str, size: i
         ("memfd", "posix"),
         ("mmap-fd", "memfd"),
         ("mmap-fd", "posix"),
+        pytest.param("ashmem", "ashmem", marks=pytest.mark.needs("ashmem")),
     ],
 )
 def test_attach_from_env_of_seed(seed: Callable[..., Seed], theirs: str, ours: str, size: int) -> None:
@@ -120,6 +121,7 @@ def test_attach_from_env_of_seed(seed: Callable[..., Seed], theirs: str, ours: s
         ("posix", False, "mmap"),
         ("posix", True, "memfd"),  # the only one of the seed's that attaches a descriptor on Linux
         ("memfd", True, "memfd"),
+        pytest.param("ashmem", True, "ashmem", marks=pytest.mark.needs("ashmem")),
     ],
 )
 def test_give(seed: Callable[..., Seed], ours: str, fd_ids: bool, theirs: str, how: str, size: int) -> None:

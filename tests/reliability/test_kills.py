@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -81,7 +82,7 @@ def churn(name: str) -> Iterator[None]:
     provider = keeping(name)
     held: list[ShMem] = []
     for turn in itertools.count():
-        held.append(provider.new_shmem(SIZE, linger=name != "memfd" and turn % 3 == 0))
+        held.append(provider.new_shmem(SIZE, linger=name not in UNNAMED and turn % 3 == 0))
         assert held[-1].id  # from here on another process may know it
         provider.clone_ref(random.choice(held)).close()
         if turn == SEGMENTS:
@@ -110,7 +111,19 @@ def left_in_posix() -> set[str]:
     return clear_up()
 
 
-LEFT = {"memfd": left_in_memfd, "posix": left_in_posix, "sysv": left_in_sysv}
+def left_in_ashmem() -> set[str]:
+    """Nobody has a region open or mapped."""
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            assert "/dev/ashmem" not in Path(f"/proc/{pid}/maps").read_text()
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                assert not os.readlink(fd).startswith("/dev/ashmem")
+    return set()
+
+
+# None of these can linger
+UNNAMED = ("memfd", "ashmem")
+LEFT = {"memfd": left_in_memfd, "ashmem": left_in_ashmem, "posix": left_in_posix, "sysv": left_in_sysv}
 
 
 def kill_at_random(fork: Fork, name: str, rounds: int, later: dict[str, str]) -> list[int]:
@@ -143,7 +156,7 @@ def test_a_killed_owner_leaves_nothing(
     """What lingers and what a killed call left goes a minute later, and nothing else is there in the meantime."""
     counts = isolated(kill_at_random, fork, name, scale(10, 200), a_minute_later, timeout=900)
     assert max(counts) < SEGMENTS // 2
-    assert (max(counts) > SEGMENTS // 4) == (name != "memfd")
+    assert (max(counts) > SEGMENTS // 4) == (name not in UNNAMED)
     print(f"of {SEGMENTS} segments of {len(counts)} killed owners, {sum(counts)} stayed for a minute")
 
 

@@ -3,6 +3,8 @@
 
 use std::{env, error::Error, io, process};
 
+#[cfg(target_os = "linux")]
+use shmem_providers::unix_shmem::ashmem::AshmemShMemProvider;
 #[cfg(unix)]
 use shmem_providers::{
     MmapShMem, MmapShMemProvider, UnixShMemProvider, unix_shmem::memfd::MemfdShMemProvider,
@@ -90,6 +92,8 @@ fn run() -> Result<()> {
         Some(&"mmap") => serve(&mut open::<MmapShMemProvider>(&args)?),
         #[cfg(unix)]
         Some(&"memfd") => serve(&mut open::<MemfdShMemProvider>(&args)?),
+        #[cfg(target_os = "linux")]
+        Some(&"ashmem") => serve(&mut open::<AshmemShMemProvider>(&args)?),
         Some(&"std") => serve(&mut open::<StdShMemProvider>(&args)?),
         #[cfg(unix)]
         Some(&"mmap-fd") if args[0] == "create" && args.len() == 3 => {
