@@ -97,7 +97,6 @@ int shmp__fault_after(const char *call, int result) {
 
 static void let_fail(unsigned mode) {
     unsigned before = shmp__atomic_load(&fault.mode);
-    fault.tester = pthread_self();
     while (!shmp__atomic_swap_if(&fault.mode, &before, mode)) continue;
 }
 
@@ -1406,6 +1405,7 @@ static void run_test(size_t i) {
 
 int main(int count, char **arguments) {
     signal(SIGALRM, hang);
+    fault.tester = pthread_self();
     if (!mkdtemp(folder)) return 1;
     for (size_t i = 0; i < LENGTH(tests); i++)
         if (count < 2 || strstr(tests[i].name, arguments[1])) run_test(i);
