@@ -63,7 +63,7 @@ static void test_provider_references(test_context *context) {
     for (int i = 0; i < 3; i++) {
         shmp_provider_close(provider);
         closed(created_by(provider, SMALL, 0));
-        CHECK_TEXT(shmp_provider_name(provider), context->can->name);
+        CHECK_TEXT(shmp_provider_name(provider), shmp_provider_name(context->provider));
     }
     CHECK_EQUAL(shmp__atomic_load(&provider->references), 1);
     shmp_provider_close(provider);
