@@ -131,7 +131,7 @@ def service_address() -> Iterator[str]:
             command = [sys.executable, "-W", "error", "-m", "shmem_providers", "serve", "--address", address]
             process = subprocess.Popen(command, stderr=stderr)
         deadline = time.monotonic() + 60
-        while not os.path.exists(address):
+        while "serving at" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)

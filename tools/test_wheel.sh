@@ -70,4 +70,5 @@ selection=(--platform "$platform" --platform "${platform/_2_28/_2_17}" --only-bi
     --target "$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')")
 "${pip[@]}" install -q --find-links build/wheels "${selection[@]}" --no-compile "${requirements[@]}"
 # What was compiled once is not compiled again by every child.
-"${apart[@]}" env -u PYTHONDONTWRITEBYTECODE "$python" -m pytest -q -p no:cacheprovider --ignore=tests/interop "$@"
+"${apart[@]}" env -u PYTHONDONTWRITEBYTECODE "$python" -m pytest -q -p no:cacheprovider \
+    --ignore=tests/interop --ignore=tests/service "$@"

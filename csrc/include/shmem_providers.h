@@ -144,8 +144,8 @@ typedef struct shmp_provider_options {
  *               another user than this one and root is refused. Each round trip takes options.timeout_ms at most (0:
  *               5,000). A lost service is an error of the call that finds it out; what is mapped stays, and the next
  *               call asks the service that is there then.
- *               "rc" wraps any provider (options.inner; NULL: "std") and adds nothing: the Rust crate's counts references
- *               and forks so, which here all do.
+ *               "rc" wraps any provider (options.inner; NULL: "std") and adds nothing: the Rust crate's counts
+ * references and forks so, which here all do.
  *  @param options  NULL for the defaults.
  *  Owns: the caller; release with shmp_provider_close().
  *  @return 0; -SHMP_EINVAL unknown name or option; -SHMP_EUNAVAILABLE not on this platform;
