@@ -244,10 +244,17 @@ static void settle(served_provider *self) {
 }
 
 static int prepare(served_provider *self, shmp_error *reterr) {
+    shmp_error why;
     settle(self);
     if (self->socket >= 0) return 0;
-    int result = connect_or_serve(self, reterr);
-    return result < 0 ? result : greet(self, reterr);
+    int result = connect_or_serve(self, &why);
+    if (result == 0) result = greet(self, &why);
+    if (result < 0 && why.os_error == EACCES) { /* it may have been about to end: who is there now? */
+        result = connect_or_serve(self, &why);
+        if (result == 0) result = greet(self, &why);
+    }
+    if (result < 0 && reterr) *reterr = why;
+    return result;
 }
 
 /* ---- Opening ---- */

@@ -54,7 +54,8 @@
 #endif
 
 /* Where no mechanism by itself does what "std" promises: it is rc(served(...)), as with SHMP_SERVE. */
-#if defined(__APPLE__) || defined(__ANDROID__)
+#if defined(SHMP_STD_IS_SERVED) /* a test of it elsewhere */
+#elif defined(__APPLE__) || defined(__ANDROID__)
 #define SHMP_STD_IS_SERVED 1
 #else
 #define SHMP_STD_IS_SERVED 0

@@ -759,7 +759,9 @@ static void test_a_service_that_hangs(test_context *context) {
     shmp_shmem *one = created_by(provider, SMALL, 0), *other = created_by(provider, SMALL, 0);
     REQUIRE(one && other);
     shmp_description description = described(one);
+    int status;
     kill(service.process, SIGSTOP);
+    CHECK(waitpid(service.process, &status, WUNTRACED) == service.process && WIFSTOPPED(status));
     double begun = now();
     closed(other); /* its reply is not waited for */
     CHECK(now() - begun < 0.25);
