@@ -319,7 +319,6 @@ static int is_allowed(const shmp__registry *registry, const shmp__holder *holder
 
 static int new_map(shmp__registry *registry, shmp__holder *asker, uint64_t size, int *ret_fd) {
     shmp__segment *segment;
-    if (size == 0) return -SHMP_EINVAL;
     if (size > PTRDIFF_MAX) return -SHMP_EOVERFLOW;
     if (!is_allowed(registry, asker, size) || registry->last_segment == INT_MAX) return -SHMP_ESERVICE;
     int result = make_segment(registry, (size_t)size, &segment);
