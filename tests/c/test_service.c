@@ -175,7 +175,6 @@ static int received(int fd, char ret_text[SHMP__REPLY_ROOM + 1], int *ret_fd) {
     memset(ret_text, 0, SHMP__REPLY_ROOM + 1);
     int got = shmp__os_receive(fd, ret_text, SHMP__REPLY_ROOM, ret_fd);
     if (got == -EAGAIN) check_failed(__FILE__, __LINE__, "no reply in %d s", PATIENCE);
-    if (ret_fd && *ret_fd == -ENOENT) *ret_fd = NO_FD;
     return got > 0 ? 0 : -1;
 }
 
