@@ -1112,7 +1112,8 @@ static void serve_and_fork(int ready) {
     if (!service || new_map(fd, SIZE) != 1) _exit(2);
     (void)close(fd);
     pid_t child = forked_by_host(service);
-    if (child > 0) (void)!write(ready, &child, sizeof child);
+    const pid_t own = getpid();
+    if (child == 0) (void)!write(ready, &own, sizeof own); /* by now it has closed what it got */
     (void)close(ready);
     for (;;) pause_ms(1000);
 }
