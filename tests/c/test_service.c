@@ -1111,8 +1111,9 @@ static void serve_and_fork(int ready) {
     int fd = connected();
     if (!service || new_map(fd, SIZE) != 1) _exit(2);
     (void)close(fd);
-    pid_t own = forked_by_host(service) == 0 ? getpid() : 0;
-    if (own) (void)!write(ready, &own, sizeof own); /* the child, when it has closed what it had of it */
+    pid_t child = forked_by_host(service);
+    const pid_t own = getpid();
+    if (child == 0) (void)!write(ready, &own, sizeof own); /* by now it has closed what it got */
     (void)close(ready);
     for (;;) pause_ms(1000);
 }

@@ -595,7 +595,8 @@ def test_a_setuid_program_does_not_obey_the_environment(
         missing("needs a C compiler")
     core = Path(__file__).parents[2] / "csrc"
     (tmp_path / "program.c").write_text(WHICH_STD)
-    sources = [tmp_path / "program.c", *core.glob("core/*.c"), *core.glob("backend/*.c"), *core.glob("os/*.c")]
+    folders = ("core", "backend", "os", "service")
+    sources = [tmp_path / "program.c", *(path for folder in folders for path in core.glob(f"{folder}/*.c"))]
     options = [
         "-std=c11",
         f"-I{core}/include",
