@@ -142,7 +142,9 @@ def compile_calls(library: Path, root: Path) -> None:
     """Compile the C half with the library's sources of `root`."""
     here = Path(__file__).parent
     sources = [here / "calls.c", here / f"calls_{sys.platform}.c"]
-    sources += [file for folder in ("core", "backend", "os") for file in sorted((root / "csrc" / folder).glob("*.c"))]
+    sources += [
+        file for folder in ("core", "backend", "os", "service") for file in sorted((root / "csrc" / folder).glob("*.c"))
+    ]
     compiler = shlex.split(os.environ.get("CC", "cc"))
     folders = (f"-I{root}/csrc", f"-I{root}/csrc/include")
     subprocess.run([*compiler, *CFLAGS, *folders, *map(str, sources), "-o", str(library)], check=True)

@@ -57,7 +57,11 @@ class Client:
         pipe = subprocess.PIPE
         environment = {**os.environ, **(env or {})}
         self.process = subprocess.Popen([program, "client"], stdin=pipe, stdout=pipe, text=True, env=environment)
-        assert self._answer().startswith("started")
+        try:
+            assert self._answer().startswith("started")
+        except SeedError:
+            self.process.communicate()
+            raise
 
     def _answer(self) -> str:
         assert self.process.stdout

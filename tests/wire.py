@@ -212,7 +212,7 @@ class Service:
                 self._directory = tempfile.TemporaryDirectory(dir="/tmp")
                 address = self._directory.name + "/service"
         how = json.dumps({"address": address, "provider": provider, **options})
-        command = [sys.executable, "-W", "error", PROGRAM, how]
+        command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", PROGRAM, how]  # of its fork
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.pid = self.process.pid

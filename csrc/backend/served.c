@@ -113,7 +113,7 @@ static int send_request(const served_provider *self, const shmp__request *reques
 static int receive_reply(const served_provider *self, int may_be_there, long long until, int32_t *ret_number,
                          int *ret_fd) {
     char text[SHMP__REPLY_ROOM];
-    int got = -EAGAIN, fd = -ENOENT;
+    int got = -EAGAIN, fd = -1;
     if (may_be_there) got = shmp__os_receive(self->socket, text, sizeof text, &fd);
     while (got == -EAGAIN) {
         int result = wait_for(self, POLLIN, until);
@@ -133,7 +133,7 @@ static int receive_reply(const served_provider *self, int may_be_there, long lon
 /* Of a request that no descriptor answers. */
 static int receive_number(const served_provider *self, int may_be_there, long long until, int32_t *ret_number) {
     int fd, result = receive_reply(self, may_be_there, until, ret_number, &fd);
-    if (result < 0 || fd == -ENOENT) return result;
+    if (result < 0 || fd == -1) return result;
     if (fd >= 0) (void)shmp__os_close(fd);
     return -EPROTO;
 }
@@ -506,9 +506,9 @@ static int fetch(served_provider *self, const shmp__request *request, const char
     if (result < 0) return result;
     if (number < 0) {
         if (fd >= 0) (void)shmp__os_close(fd);
-        return fd == -ENOENT ? fail_refused(self, number, id, reterr) : lose(self, -EPROTO, reterr);
+        return fd == -1 ? fail_refused(self, number, id, reterr) : lose(self, -EPROTO, reterr);
     }
-    if (fd == -ENOENT || fd == -EPROTO) return lose(self, -EPROTO, reterr);
+    if (fd == -1 || fd == -EPROTO) return lose(self, -EPROTO, reterr);
     self->held++;
     if (fd >= 0) {
         held->number = number;

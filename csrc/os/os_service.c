@@ -389,14 +389,14 @@ int shmp__os_send(int socket, const void *bytes, size_t length, int fd) {
 
 /* Gives the only descriptor; see shmp__os_receive. */
 static int take_fd(struct msghdr *message) {
-    int fd = message->msg_flags & MSG_CTRUNC ? -EMFILE : -ENOENT;
+    int fd = message->msg_flags & MSG_CTRUNC ? -EMFILE : -1;
     for (struct cmsghdr *at = CMSG_FIRSTHDR(message); at; at = CMSG_NXTHDR(message, at)) {
         if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS) continue;
         size_t bytes = at->cmsg_len - CMSG_LEN(0);
         for (size_t i = 0; i + sizeof(int) <= bytes; i += sizeof(int)) {
             int got;
             memcpy(&got, CMSG_DATA(at) + i, sizeof got);
-            int is_first = fd == -ENOENT || fd == -EMFILE;
+            int is_first = fd == -1 || fd == -EMFILE;
             if (!is_first) (void)close(got);
             if (!is_first && fd >= 0) (void)close(fd);
             fd = is_first ? got : -EPROTO;

@@ -43,7 +43,7 @@ int shmp__os_peer_of(int socket, shmp__os_peer *ret_peer);
 int shmp__os_send(int socket, const void *bytes, size_t length, int fd);
 
 /* One recvmsg. 0: the other side has closed. ret_fd NULL: descriptors that come along are dropped; *ret_fd: the one
- * that came; -ENOENT: none did; -EPROTO: several did, and are closed; another error: there was no room for it. */
+ * that came; -1: none did; -EPROTO: several did, and are closed; another error: there was no room for it. */
 int shmp__os_receive(int socket, void *ret_bytes, size_t room, int *ret_fd);
 
 /* Ends a connection, or listening, for all processes that have a descriptor of it, such as forked ones. */

@@ -1,5 +1,7 @@
+#include "os/platform.h"
+#if SHMP_HAVE_UNIX
 #include "service/registry.h"
-#include "os/os.h"
+#include "os/os_unix.h"
 
 #include <limits.h>
 #include <stdint.h>
@@ -71,16 +73,28 @@ static void resize(shmp__registry *registry, size_t room) {
     free(old.buckets);
 }
 
+/* Whether nobody but this user can open it anew, with more rights than he was given. */
+static int is_private(int fd) {
+    shmp__os_file file;
+    return shmp__os_stat(fd, &file) == 0 && !(file.is_regular && file.mode & 077);
+}
+
 static int make_segment(shmp__registry *registry, size_t size, shmp__segment **ret_segment) {
     shmp__segment *segment = shmp__os_allocate(sizeof *segment);
     if (!segment) return -SHMP_ENOMEM;
     int result = shmp_create(registry->inner, size, SHMP_UNMAPPED, &segment->shmem, NULL);
+    if (result == 0) {
+        segment->fd = shmp_fileno(segment->shmem);
+        if (!is_private(segment->fd)) {
+            (void)shmp_close(segment->shmem, NULL);
+            result = -SHMP_EOS;
+        }
+    }
     if (result < 0) {
         free(segment);
         return result;
     }
     segment->number = ++registry->last_segment;
-    segment->fd = shmp_fileno(segment->shmem); /* and so it is nobody's but this user's */
     segment->size = size;
     if (registry->segments >= registry->room) resize(registry, 2 * registry->room);
     put_segment(registry, segment);
@@ -305,7 +319,6 @@ static int is_allowed(const shmp__registry *registry, const shmp__holder *holder
 
 static int new_map(shmp__registry *registry, shmp__holder *asker, uint64_t size, int *ret_fd) {
     shmp__segment *segment;
-    if (size == 0) return -SHMP_EINVAL;
     if (size > PTRDIFF_MAX) return -SHMP_EOVERFLOW;
     if (!is_allowed(registry, asker, size) || registry->last_segment == INT_MAX) return -SHMP_ESERVICE;
     int result = make_segment(registry, (size_t)size, &segment);
@@ -394,3 +407,5 @@ void shmp__registry_close(shmp__registry *registry) {
     registry->buckets = NULL;
     registry->room = 0;
 }
+
+#endif

@@ -177,9 +177,8 @@ class _Outbox:
         self.unread: deque[tuple[_Ledger, int, tuple[str, str, bool]]] = deque()
         self.namespace = 0
 
-    def keep(self, shm: ShMem) -> tuple[str, str, int, tuple[str, str], int]:
+    def keep(self, shm: ShMem, name: str) -> tuple[str, str, int, tuple[str, str], int]:
         """Give the message: id, locator, pid namespace, the ledger's provider and id, and the number in it."""
-        name = _source(shm)
         _check_shared(shm)
         locator = _locate(shm)
         id = "" if name in _LOCATED else _name(shm) if name == "posix" else shm._describe()[0]
@@ -263,8 +262,9 @@ def _send(shm: ShMem) -> tuple[Any, ...]:
     """Give what a ForkingPickler wants of a segment that is sent."""
     cls = None if type(shm) is ShMem else type(shm)
     try:
-        message = _outbox.keep(shm)
-        what = _source(shm), shm.size, shm.readonly
+        source = _source(shm)
+        message = _outbox.keep(shm, source)
+        what = source, shm.size, shm.readonly  # nothing fails from here on: what is kept is sent
     except Exception as failure:
         threading = sys.modules.get("threading")
         if not threading or threading.current_thread().name != "QueueFeederThread":

@@ -71,7 +71,7 @@ compile() {
 
 for program in $programs; do
     case $program in
-    test_win32 | test_served) faults=-DSHMP_FAULTS ;;
+    test_win32 | test_served | test_service) faults=-DSHMP_FAULTS ;;
     test_faults | test_races) faults='-DSHMP_FAULTS -Wl,--wrap=time' ;;
     test_names) faults=-Wl,--wrap=time ;; # its clock is its own
     test_machines) faults=-Wl,-z,now ;;
@@ -94,7 +94,7 @@ for program in $programs; do
     fi
 
     if [ $program = test_service ]; then # as on systems without abstract sockets
-        compile $program $sanitize -DSHMP_HAVE_ABSTRACT=0 -o "$build/paths.exe"
+        compile $program $sanitize $faults -DSHMP_HAVE_ABSTRACT=0 -o "$build/paths.exe"
         "$build/paths.exe"
     fi
 

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include "core/core.h"
+#include "os/fault.h"
 #include "os/os_service.h"
 #include "os/platform.h"
 #include "service/wire.h"
@@ -62,6 +63,42 @@ static unsigned held(void) {
 }
 
 static void pause_ms(unsigned time) { (void)usleep(time * 1000); }
+
+/* ---- Calls of the system that fail ---- */
+
+static struct {
+    shmp__atomic_uint mode, count;
+    unsigned at;
+    int error;
+    pthread_t tester;
+} fault;
+enum { NONE_FAILS, ONE_OF_TESTER_FAILS, SOME_OF_OTHERS_FAIL };
+
+static int fails(void) {
+    static const int errors[] = {EINTR, EAGAIN, ENOMEM, EMFILE, EINVAL, EPIPE};
+    unsigned mode = shmp__atomic_load(&fault.mode);
+    if (mode == NONE_FAILS) return 0;
+    if (!pthread_equal(pthread_self(), fault.tester) == (mode == ONE_OF_TESTER_FAILS)) return 0;
+    unsigned count = shmp__atomic_add(&fault.count, 1), mixed = count * 2654435761u >> 16;
+    if (mode == ONE_OF_TESTER_FAILS ? count != fault.at : mixed % 16 != 0) return 0;
+    errno = mode == ONE_OF_TESTER_FAILS ? fault.error : errors[mixed / 16 % LENGTH(errors)];
+    return 1;
+}
+
+int shmp__fault(const char *call) {
+    (void)call;
+    return fails();
+}
+
+int shmp__fault_after(const char *call, int result) {
+    (void)call;
+    return fails() ? -1 : result;
+}
+
+static void let_fail(unsigned mode) {
+    unsigned before = shmp__atomic_load(&fault.mode);
+    while (!shmp__atomic_swap_if(&fault.mode, &before, mode)) continue;
+}
 
 /* ---- A service ---- */
 
@@ -138,7 +175,6 @@ static int received(int fd, char ret_text[SHMP__REPLY_ROOM + 1], int *ret_fd) {
     memset(ret_text, 0, SHMP__REPLY_ROOM + 1);
     int got = shmp__os_receive(fd, ret_text, SHMP__REPLY_ROOM, ret_fd);
     if (got == -EAGAIN) check_failed(__FILE__, __LINE__, "no reply in %d s", PATIENCE);
-    if (ret_fd && *ret_fd == -ENOENT) *ret_fd = NO_FD;
     return got > 0 ? 0 : -1;
 }
 
@@ -1076,7 +1112,8 @@ static void serve_and_fork(int ready) {
     if (!service || new_map(fd, SIZE) != 1) _exit(2);
     (void)close(fd);
     pid_t child = forked_by_host(service);
-    if (child > 0) (void)!write(ready, &child, sizeof child);
+    const pid_t own = getpid();
+    if (child == 0) (void)!write(ready, &own, sizeof own); /* by now it has closed what it got */
     (void)close(ready);
     for (;;) pause_ms(1000);
 }
@@ -1182,6 +1219,68 @@ static void test_other_users(void) {
     check_subject("");
 }
 
+/* ---- Calls of the system that fail ---- */
+
+/* 1: a call was made to fail. */
+static int check_start_that_fails(unsigned at, int error_number) {
+    shmp_error error = {.call = ""};
+    shmp_service *service;
+    shmp_service_options options = defaults();
+    unsigned before = held();
+    fault.at = at;
+    fault.error = error_number;
+    shmp__atomic_set(&fault.count, 0);
+    let_fail(ONE_OF_TESTER_FAILS);
+    int result = shmp_service_start(NULL, &options, &service, &error);
+    let_fail(NONE_FAILS);
+    check_subject("call %u fails: %s", at, strerror(error_number));
+    if (result == 0) {
+        CHECK_ANSWERS();
+        stop(service);
+    } else {
+        CHECK(error.code == result && *error.call && *error.message);
+        CHECK(result == -SHMP_EOS || result == -SHMP_ENOMEM || result == -SHMP_EUNAVAILABLE);
+    }
+    CHECK_EQUAL(held(), before);
+    CHECK(*address == '@' || access(address, F_OK) < 0);
+    check_subject("");
+    return shmp__atomic_load(&fault.count) > at;
+}
+
+static void test_starting_where_calls_fail(void) {
+    static const int errors[] = {ENOMEM, EMFILE, EINTR, EACCES};
+    for (int is_path = 0; is_path < 2; is_path++)
+        for (size_t i = 0; i < LENGTH(errors); i++) {
+            new_address(is_path);
+            for (unsigned at = 0; check_start_that_fails(at, errors[i]); at++) continue;
+        }
+}
+
+/* It may refuse, and drop clients; it answers again when its calls do. */
+static void test_working_where_calls_fail(void) {
+    enum { ROUNDS = 3000 };
+    int fd = -1, answered = 0;
+    shmp_service *service = started();
+    REQUIRE(service);
+    let_fail(SOME_OF_OTHERS_FAIL);
+    for (int i = 0; i < ROUNDS; i++) {
+        if (fd < 0) fd = connected();
+        int number = i % 8 ? new_map(fd, SIZE) : pre_fork(fd);
+        if (number > 0 && i % 2) number = deregister(fd, number);
+        answered += number > 0;
+        if (number == CLOSED) {
+            (void)close(fd);
+            fd = -1;
+        }
+    }
+    let_fail(NONE_FAILS);
+    CHECK(answered > ROUNDS / 4);
+    if (fd >= 0) (void)close(fd);
+    CHECK_ANSWERS();
+    CHECK_BECOMES(service, 0, stats_of(service).segments);
+    stop(service);
+}
+
 /* ---- In the long run ---- */
 
 static long resident_kb(void) {
@@ -1283,6 +1382,8 @@ static const struct {
     TEST(a_killed_service_whose_child_lives_on),
     TEST(forks_while_it_works),
     TEST(other_users),
+    TEST(starting_where_calls_fail),
+    TEST(working_where_calls_fail),
     TEST(memory_stays_flat),
     TEST(a_thousand_clients),
 };
@@ -1305,6 +1406,7 @@ static void run_test(size_t i) {
 
 int main(int count, char **arguments) {
     signal(SIGALRM, hang);
+    fault.tester = pthread_self();
     if (!mkdtemp(folder)) return 1;
     for (size_t i = 0; i < LENGTH(tests); i++)
         if (count < 2 || strstr(tests[i].name, arguments[1])) run_test(i);

@@ -55,7 +55,9 @@ def newer_header(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def newer_library(newer_header: Path, check: Check, tool: Tool) -> Path:
     """Give a folder with a library that was compiled with that header."""
-    sources = [path for folder in ("core", "backend", "os") for path in sorted((ROOT / "csrc" / folder).glob("*.c"))]
+    sources = [
+        path for folder in ("core", "backend", "os", "service") for path in sorted((ROOT / "csrc" / folder).glob("*.c"))
+    ]
     path = newer_header / "libshmem_providers.so"
     words = ["-std=c11", "-shared", "-fPIC", "-pthread", f"-I{newer_header}", f"-I{ROOT}/csrc", "-DSHMP_BUILD"]
     check(tool("cc", "gcc"), *words, *sources, "-lrt", "-o", path)

@@ -31,7 +31,10 @@ from shmem_providers import (
     ShMem,
 )
 
-pytestmark = pytest.mark.needs("linux")  # memfd, and the crate's abstract name
+pytestmark = [
+    pytest.mark.needs("linux"),  # memfd, and the crate's abstract name
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 SIZE = 4096
 

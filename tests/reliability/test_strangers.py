@@ -595,8 +595,8 @@ def test_a_setuid_program_does_not_obey_the_environment(
         missing("needs a C compiler")
     core = Path(__file__).parents[2] / "csrc"
     (tmp_path / "program.c").write_text(WHICH_STD)
-    parts = "core", "backend", "os", "service"
-    sources = [tmp_path / "program.c", *(source for part in parts for source in core.glob(f"{part}/*.c"))]
+    folders = ("core", "backend", "os", "service")
+    sources = [tmp_path / "program.c", *(path for folder in folders for path in core.glob(f"{folder}/*.c"))]
     options = [
         "-std=c11",
         f"-I{core}/include",

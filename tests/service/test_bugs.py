@@ -49,7 +49,10 @@ from shmem_providers import (
     lib,
 )
 
-pytestmark = pytest.mark.needs("linux", "limits", "fork")
+pytestmark = [
+    pytest.mark.needs("linux", "limits", "fork"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 SIZE = 4096
 NOBODY = 65534

@@ -25,7 +25,10 @@ from shmem_providers import (
     ShMemProvider,
 )
 
-pytestmark = pytest.mark.needs("linux", "limits", "fork")
+pytestmark = [
+    pytest.mark.needs("linux", "limits", "fork"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 SIZE = 4096
 Start = Callable[..., Service]

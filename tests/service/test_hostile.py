@@ -32,7 +32,10 @@ from wire import (
     varint,
 )
 
-pytestmark = pytest.mark.needs("linux", "limits")
+pytestmark = [
+    pytest.mark.needs("linux", "limits"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 CLIENTS = 1000
 NOBODY = 65534
