@@ -62,7 +62,7 @@ if sys.platform == "darwin":
 AVAILABLE = [name for name in available_providers() if name != "served"]
 SHARING = [name for name in AVAILABLE if "shares" in CAPABILITIES[name]]
 
-# That wrap others. The last is what "std" is on macOS; what it is on Android, rc(served(ashmem)), tests/ashmem.sh tests.
+# That wrap others. The last is what "std" is on macOS; of Android's, rc(served(ashmem)), see tests/ashmem.sh.
 # SHMP_PLAIN leaves them out where time is short: on emulated CPUs, and other Pythons.
 WRAPPING = ["rc(memfd)", "served(posix)", "rc(served(memfd))", "rc(served(posix))"]
 if os.environ.get("SHMP_PLAIN") or "served" not in dict(probe_providers()) or "memfd" not in AVAILABLE:

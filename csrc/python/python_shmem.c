@@ -517,14 +517,15 @@ static PyObject *locate(PyObject *object, PyObject *unused) {
     return Py_BuildValue("sn", description.id, self->size);
 }
 
-/* Where the service is that has it; "": none has. */
+/* Gives (provider, address), by which other processes ask the service that has it; None: none has. */
 static PyObject *service(PyObject *object, PyObject *unused) {
     ShMemObject *self = (ShMemObject *)object;
     (void)unused;
     if (begin(self, PIN) < 0) return NULL;
-    PyObject *address = PyUnicode_DecodeFSDefault(shmp__service_of(self->provider));
+    const char *name = shmp_provider_name(shmp__meant(self->provider)), *address = shmp__service_of(self->provider);
+    PyObject *source = *address ? Py_BuildValue("sN", name, PyUnicode_DecodeFSDefault(address)) : Py_NewRef(Py_None);
     end(self, PIN);
-    return address;
+    return source;
 }
 
 /* _keep(shm): a handle on it, for the outbox, that nobody is warned about when it is not closed. */

@@ -20,7 +20,7 @@ from _thread import RLock
 
 from shmem_providers import _binding
 from shmem_providers._errors import InvalidIdError
-from shmem_providers._providers import ShMemProvider, open_provider
+from shmem_providers._providers import ShMemProvider, open_provider, open_with_descriptors
 from shmem_providers._shmem import ShMem
 
 TYPE_CHECKING = False
@@ -68,11 +68,12 @@ _providers: dict[tuple[str, type[ShMem]], ShMemProvider] = {}
 
 
 def _source(shm: _binding.ShMem) -> str:
-    """Give who has it: the provider's name; of what a service has also where that is: ``served@<address>``."""
-    address = shm._service()
-    if not address:
+    """Give who has it: the provider's name; of what a service has, ``served(<inner>)@<address>``."""
+    asked = shm._service()
+    if not asked:
         return shm.provider_name
-    return f"{shm.provider_name}@{address if address.startswith('@') else os.path.abspath(address)}"
+    name, address = asked
+    return f"{name}@{address if address.startswith('@') else os.path.abspath(address)}"
 
 
 def _provider(source: str, cls: type[ShMem] | None = None) -> ShMemProvider:
@@ -82,7 +83,8 @@ def _provider(source: str, cls: type[ShMem] | None = None) -> ShMemProvider:
         name, _, address = source.partition("@")
         if key[1] is not ShMem:
             made = type("_Provider", (ShMemProvider,), {"_shmem_type": cls, "__slots__": ()})
-            opened = made(name, 0, None, address) if address else made(name)
+            inner = open_with_descriptors(name[len("served(") : -1]) if address else None
+            opened = made("served", 0, inner, address) if inner else made(name)
         else:
             opened = open_provider(name, address=address) if address else open_provider(name)
         return _providers.setdefault(key, opened)

@@ -398,7 +398,7 @@ def open_provider(name: str, **options: Any) -> ShMemProvider:
 
 def open_with_descriptors(name: str) -> ShMemProvider:
     """Open one for segments that come as descriptors."""
-    return open_provider(name, fd_ids=True) if name in ("memfd", "posix") else open_provider(name)
+    return open_provider(name, fd_ids=True) if name in ("memfd", "posix", "ashmem") else open_provider(name)
 
 
 def probe_providers() -> Iterator[tuple[str, Exception | None]]:

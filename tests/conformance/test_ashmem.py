@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 
-from shmem_providers import (
-    AshmemShMemProvider,
-    InvalidIdError,
-    RcShMemProvider,
-    ServedShMemProvider,
-    ShMemService,
-    StdShMemProvider,
-    open_provider,
-)
+from shmem_providers import AshmemShMemProvider, InvalidIdError, StdShMemProvider, open_provider
 
 pytestmark = [pytest.mark.needs("ashmem"), pytest.mark.usefixtures("nothing_leaks")]
 
@@ -56,21 +46,30 @@ def test_std_knows_its_ids(run_python: Callable[..., str]) -> None:
         assert StdShMemProvider().name != "ashmem"
 
 
+SERVED = """
+import os, subprocess, sys
+from multiprocessing.reduction import ForkingPickler
+from shmem_providers import *
+inner, address = AshmemShMemProvider(), sys.argv[1]
+with ShMemService(inner, address), RcShMemProvider(ServedShMemProvider(inner, address)).new_shmem(10_000) as shm:
+    assert os.readlink(f"/proc/self/fd/{shm.fileno()}").startswith("/dev/ashmem")
+    shm[0] = 7
+    sent = bytes(ForkingPickler.dumps(shm)).hex()
+    subprocess.run([sys.executable, "-c", sys.argv[2], address, shm.id, sent], check=True)
+    assert shm[1] == 8
+"""
+ASKER = """
+import pickle, sys, shmem_providers as s
+ours = s.open_provider("rc(served(ashmem))", address=sys.argv[1])
+with ours.attach(sys.argv[2]) as shm, pickle.loads(bytes.fromhex(sys.argv[3])) as sent:
+    sent[1] = shm[0] + 1
+    print(shm.provider_name, len(shm), sent.provider_name, len(sent))
+"""
+
+
 def test_a_service_hands_them_out(tmp_path: Path, run_python: Callable[..., str]) -> None:
     """As Android's default does: to whoever asks by the id, and to whoever is sent the segment."""
-    code = (
-        "import pickle, sys, shmem_providers as s\n"
-        "ours = s.open_provider('rc(served(ashmem))', address=sys.argv[1])\n"
-        "with ours.attach(sys.argv[2]) as shm, pickle.loads(bytes.fromhex(sys.argv[3])) as sent:\n"
-        "    sent[1] = shm[0] + 1\n"
-        "    print(shm.provider_name, len(shm), sent.provider_name, len(sent))\n"
-    )
-    inner, address = AshmemShMemProvider(), str(tmp_path / "service")
-    with ShMemService(inner, address), RcShMemProvider(ServedShMemProvider(inner, address)).new_shmem(10_000) as shm:
-        assert os.readlink(f"/proc/self/fd/{shm.fileno()}").startswith("/dev/ashmem")
-        shm[0] = 7
-        said = run_python(code, address, shm.id, bytes(ForkingPickler.dumps(shm)).hex())
-        assert (said, shm[1]) == ("served 10000 served 10000\n", 8)
+    assert run_python(SERVED, tmp_path / "service", ASKER) == "served 10000 served 10000\n"
 
 
 def test_a_segment_that_only_its_maker_writes() -> None:
