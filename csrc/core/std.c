@@ -63,10 +63,11 @@ static int open_best(int (*is_wanted)(const shmp__ops *ops), unsigned flags, shm
 
 /* Where "std" is served, ashmem is what its services hand out, if it is there: the Rust crate's do so on Android. */
 int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr) {
-    shmp_error why;
-    int result =
-        SHMP_STD_IS_SERVED ? open_best(is_ashmem, flags | SHMP_FD_IDS, ret_provider, &why) : -SHMP_EUNAVAILABLE;
-    if (result == -SHMP_EUNAVAILABLE) return open_best(has_descriptors, flags | SHMP_FD_IDS, ret_provider, reterr);
+    shmp_error why = {.call = ""};
+    int result = -SHMP_EUNAVAILABLE;
+    flags |= SHMP_FD_IDS;
+    if (SHMP_STD_IS_SERVED) result = open_best(is_ashmem, flags, ret_provider, &why);
+    if (result == -SHMP_EUNAVAILABLE) return open_best(has_descriptors, flags, ret_provider, reterr);
     if (result < 0 && reterr) *reterr = why;
     return result;
 }
