@@ -28,7 +28,7 @@ import shmem_providers
 
 ROOT = Path(__file__).resolve().parent.parent
 CFLAGS = ("-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
-MECHANISMS = [name for name in shmem_providers.available_providers() if name != "nop"]
+MECHANISMS = [name for name in shmem_providers.available_providers() if name not in ("nop", "served")]
 BARE, AGAIN, CAREFUL, CORE, BASE, PYTHON, WITH, STDLIB = (
     "bare", "bare again", "careful", "core", "base", "python", "python, with", "multiprocessing",
 )  # fmt: skip

@@ -14,6 +14,7 @@
 #include "backend/turn.h"
 #include "backend/wrap.h"
 #include "os/os_service.h"
+#include "service/patience.h"
 #include "service/wire.h"
 
 #include <stdint.h>
@@ -23,7 +24,8 @@
 
 enum {
     DEFAULT_TIMEOUT = 5000, /* milliseconds */
-    LONGEST_NUMBER = 11     /* "-2147483648" */
+    LONGEST_NUMBER = 11,    /* "-2147483648" */
+    LOOKS = 100             /* for a reply, before sleeping: 30 us */
 };
 
 typedef struct served_provider {
@@ -37,6 +39,7 @@ typedef struct served_provider {
     unsigned held;           /* references */
     int32_t client;          /* the service's number of the connection */
     int is_owed;             /* the reply to a Deregister has not been read */
+    shmp__patience patience; /* for replies */
     int is_announced;        /* the service keeps the references for a child, too */
     int to_child, to_parent; /* a connection between both, while that is so; -1: none */
     shmp_service *service;   /* SHMP_SERVE: ours; NULL: another process's */
@@ -109,12 +112,20 @@ static int send_request(const served_provider *self, const shmp__request *reques
     return result;
 }
 
-/* `may_be_there`: it is worth looking before waiting. *ret_fd is as shmp__os_receive gives it. */
-static int receive_reply(const served_provider *self, int may_be_there, long long until, int32_t *ret_number,
-                         int *ret_fd) {
+/* Gives -EAGAIN if there is none yet. */
+static int look_for_reply(served_provider *self, char ret_text[SHMP__REPLY_ROOM], int *ret_fd) {
+    int got = shmp__os_receive(self->socket, ret_text, SHMP__REPLY_ROOM, ret_fd);
+    if (got != -EAGAIN || !shmp__patience_lasts(&self->patience)) return got;
+    for (int looks = 0; got == -EAGAIN && looks < LOOKS; looks++)
+        got = shmp__os_receive(self->socket, ret_text, SHMP__REPLY_ROOM, ret_fd);
+    shmp__patience_learn(&self->patience, got != -EAGAIN);
+    return got;
+}
+
+/* *ret_fd is as shmp__os_receive gives it. */
+static int receive_reply(served_provider *self, long long until, int32_t *ret_number, int *ret_fd) {
     char text[SHMP__REPLY_ROOM];
-    int got = -EAGAIN, fd = -1;
-    if (may_be_there) got = shmp__os_receive(self->socket, text, sizeof text, &fd);
+    int fd = -1, got = look_for_reply(self, text, &fd);
     while (got == -EAGAIN) {
         int result = wait_for(self, POLLIN, until);
         if (result < 0) return result;
@@ -131,8 +142,8 @@ static int receive_reply(const served_provider *self, int may_be_there, long lon
 }
 
 /* Of a request that no descriptor answers. */
-static int receive_number(const served_provider *self, int may_be_there, long long until, int32_t *ret_number) {
-    int fd, result = receive_reply(self, may_be_there, until, ret_number, &fd);
+static int receive_number(served_provider *self, long long until, int32_t *ret_number) {
+    int fd, result = receive_reply(self, until, ret_number, &fd);
     if (result < 0 || fd == -1) return result;
     if (fd >= 0) (void)shmp__os_close(fd);
     return -EPROTO;
@@ -140,7 +151,7 @@ static int receive_number(const served_provider *self, int may_be_there, long lo
 
 static int collect(served_provider *self, long long until) {
     int32_t count;
-    int result = self->is_owed ? receive_number(self, 1, until, &count) : 0;
+    int result = self->is_owed ? receive_number(self, until, &count) : 0;
     self->is_owed = 0;
     return result;
 }
@@ -152,8 +163,7 @@ static int ask(served_provider *self, const shmp__request *request, int32_t *ret
     int result = collect(self, until);
     if (result == 0) result = send_request(self, request, until);
     if (result == 0)
-        result =
-            ret_fd ? receive_reply(self, 0, until, ret_number, ret_fd) : receive_number(self, 0, until, ret_number);
+        result = ret_fd ? receive_reply(self, until, ret_number, ret_fd) : receive_number(self, until, ret_number);
     return result < 0 ? lose(self, result, reterr) : 0;
 }
 

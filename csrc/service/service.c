@@ -6,6 +6,7 @@
 #include "os/platform.h"
 #if SHMP_HAVE_UNIX
 #include "os/os_service.h"
+#include "service/patience.h"
 #include "service/registry.h"
 
 #include <limits.h>
@@ -18,6 +19,7 @@ enum {
     FRAME = 4096,
     SEGMENTS = 65536,
     FORK_TIMEOUT_MS = 60000,
+    LOOKS = 400, /* at a client, before sleeping: 50 us */
 
     BUFFER = 2 * SHMP__REQUEST_ROOM,
     ACCEPTS = 64,   /* at once */
@@ -64,6 +66,7 @@ struct shmp_service {
     size_t count, room;
     client *oldest_silent, *newest_silent;
     size_t unread;                      /* clients that have to read a reply */
+    shmp__patience patience;            /* for requests */
     long long idle_since, accepts_from; /* accepts_from 0: at once */
     shmp__registry registry;
     unsigned long long accepted, requests, refused;
@@ -333,9 +336,20 @@ static long long next_due(shmp_service *service, long long now) {
     return due;
 }
 
+/* Whether something has come. */
+static int look_for_events(shmp_service *service, size_t count) {
+    int has_come = 0;
+    if (!shmp__patience_lasts(&service->patience)) return 0;
+    for (size_t looks = LOOKS / count; looks > 0 && !has_come; looks--)
+        has_come = shmp__os_poll(service->polled, count, 0) > 0;
+    shmp__patience_learn(&service->patience, has_come);
+    return has_come;
+}
+
 /* A system that does not poll so many, as the limit of open files is lower by now, is asked one by one. */
 static void wait_for_events(shmp_service *service, long long timeout_ms) {
     const size_t count = FIRST + service->count;
+    if (timeout_ms != 0 && service->count > 0 && look_for_events(service, count)) return;
     if (shmp__os_poll(service->polled, count, timeout_ms) >= 0) return;
     for (size_t i = 0; i < count; i++) service->polled[i].revents = service->polled[i].events;
     for (int i = 0; i < UNREAD_MS; i++) shmp__os_pause();
