@@ -103,7 +103,7 @@ void shmpy_release_provider(shmp_provider *provider) {
     }
 }
 
-static void tell(shmp_provider *provider, int of_hosts) {
+static void tell_provider(shmp_provider *provider, int of_hosts) {
     int result = -1;
     for (size_t i = 0; i < told_count; i++)
         if (told[i] == provider) return;
@@ -123,7 +123,7 @@ static PyObject *before_fork(PyObject *self, PyObject *unused) {
     unsigned used = shmp__atomic_load(&count);
     told = used ? malloc(used * sizeof(shmp_provider *)) : NULL;
     for (int of_hosts = 0; told && of_hosts < 2; of_hosts++) /* whose services answer nobody from then on */
-        for (unsigned i = 0; i < used; i++) tell(watched[i], of_hosts);
+        for (unsigned i = 0; i < used; i++) tell_provider(watched[i], of_hosts);
     shmpy_services_pre_fork(); /* after the providers, which ask them */
     Py_RETURN_NONE;
 }
