@@ -385,7 +385,7 @@ def test_the_environment_is_the_one_that_children_get(
         os.environ["SHMP_TEST_MAP"] = "a\\b"
         assert "InvalidIdError" in ended("-c", attach).stderr
     os.environ["SHMEM_PROVIDER"] = "nop"
-    with pytest.raises(ValueError, match="SHMEM_PROVIDER: nop shares nothing"):
+    with pytest.raises(ValueError, match="SHMEM_PROVIDER: nop is opened by name only"):
         StdShMemProvider()
     del os.environ["SHMEM_PROVIDER"]
     assert StdShMemProvider().name == "win32"

@@ -443,7 +443,7 @@ static void test_providers(void) {
     REFUSES(shmp_provider_open("shm", NULL, &provider, &error), SHMP_EINVAL, "std, win32, nop");
     REFUSES(shmp_provider_open("win32", &options, &provider, &error), SHMP_EINVAL, "0x1");
     CHECK(SetEnvironmentVariableA("SHMEM_PROVIDER", "nop"));
-    REFUSES(shmp_provider_open("std", NULL, &provider, &error), SHMP_EINVAL, "nop shares nothing");
+    REFUSES(shmp_provider_open("std", NULL, &provider, &error), SHMP_EINVAL, "nop is opened by name only");
     (void)SetEnvironmentVariableA("SHMEM_PROVIDER", NULL);
     CHECK(!provider);
 }

@@ -96,7 +96,7 @@ def test_with_a_free_threaded_313(fresh: Path, run: Run) -> None:
         ("macosx-11.0-arm64", (3, 15), 1, "Py_LIMITED_API=0x030f0000 True cp315"),
         ("freebsd-14.1-RELEASE-amd64", (3, 13), 0, "Py_LIMITED_API=0x030b0000 True cp311 pthread"),
         ("netbsd-10.0-amd64", (3, 13), 0, "Py_LIMITED_API=0x030b0000 True cp311 rt pthread"),
-        ("android-24-arm64_v8a", (3, 13), 0, "_CFFI_NO_LIMITED_API=1 False None"),
+        ("android-24-arm64_v8a", (3, 13), 0, "_CFFI_NO_LIMITED_API=1 False None dl"),
         ("ios-13.0-arm64-iphoneos", (3, 14), 0, "_CFFI_NO_LIMITED_API=1 False None"),
         ("win-amd64", (3, 11), 0, "Py_LIMITED_API=0x030b0000 False cp311 python3"),
         ("win32", (3, 11), 0, "Py_LIMITED_API=0x030b0000 False cp311 python3"),

@@ -608,7 +608,7 @@ def test_a_setuid_program_does_not_obey_the_environment(
     ]
     subprocess.run(["cc", *options, *map(str, sources)], check=True)
     said = isolated(open_std_with_rights, fork, tmp_path)
-    assert said.pop("755 nop") == "nop shares nothing: it is opened by name only"
+    assert said.pop("755 nop") == "nop is opened by name only: take another one"
     assert 'no provider is called "nonsense"' in said.pop("755 nonsense")
     assert said.pop("755 posix") == "posix"
     assert set(said.values()) == {"memfd"}
