@@ -30,11 +30,11 @@ fail() {
 type qemu-system-x86_64 busybox xz dpkg apt-get >/dev/null 2>&1 ||
     fail 'apt-get install qemu-system-x86 busybox-static debian-archive-keyring xz-utils'
 
-# Where Debian 11 is: where this machine has its own packages from, or the archive of old releases
+# Where Debian 11 is: $VM_MIRROR, or where this machine has its own packages from
 mirrors() {
+    [ -z "${VM_MIRROR-}" ] || echo "$VM_MIRROR"
     # shellcheck disable=SC2016 # apt's to expand
     apt-get indextargets --format '$(REPO_URI)' 'Origin: Debian' 'Label: Debian' 2>/dev/null | sort -u
-    echo http://archive.debian.org/debian
 }
 
 # download FOLDER: puts the kernel's package there, with lists and a state of apt's own
@@ -48,7 +48,7 @@ download() {
         echo "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri bullseye main" >"$1/apt/sources"
         if "${apt[@]}" update && (cd "$1" && "${apt[@]}" download "linux-image-$kernel-unsigned"); then return; fi
     done >&2
-    fail "no mirror has linux-image-$kernel-unsigned of Debian 11"
+    fail "no mirror has linux-image-$kernel-unsigned of Debian 11: set VM_MIRROR to one, such as Debian's archive"
 }
 
 # What the guest begins with: its modules, and this machine's files with a layer in memory above

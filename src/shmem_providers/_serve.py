@@ -32,7 +32,9 @@ def _arguments(arguments: list[str]) -> Namespace:
         "SIGTERM or SIGINT. SIGUSR1 prints what it has. Exits with 0; 3: a living service has the address; 1: it "
         "cannot be started.",
     )
-    parser.add_argument("--provider", choices=["memfd", "posix"], help="what makes the segments (the best by itself)")
+    parser.add_argument(
+        "--provider", choices=["memfd", "posix", "ashmem"], help="what makes the segments (the best by itself)"
+    )
     parser.add_argument("--address", help="a path, or @name for an abstract socket (Linux); this user's own by itself")
     parser.add_argument("--idle", type=float, default=0.0, metavar="S", help="end after S seconds without a client")
     parser.add_argument(
