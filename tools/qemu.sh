@@ -7,6 +7,7 @@
 set -euo pipefail
 
 known=/proc/sys/fs/binfmt_misc
+exec 9<"$0" && flock 9 # two at once would mount it twice
 for cpu; do
     if ! [ -x "/usr/bin/qemu-$cpu-static" ]; then
         echo "$0: no qemu for $cpu: apt-get install qemu-user-static" >&2
