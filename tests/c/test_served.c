@@ -894,7 +894,7 @@ static int give_segment(int client, const shmp__request *request, manners how) {
     if (how == SILENT) return 1;
     size_t count = of_descriptors[how];
     if (how == A_PIPE) CHECK_EQUAL(pipe2(ends, O_CLOEXEC), 0);
-    int memory = how == A_PIPE ? ends[0] : new_memory(how == TOO_SMALL ? 1 : request->size);
+    int memory = how == A_PIPE ? ends[0] : new_memory(how == TOO_SMALL ? 1 : (size_t)request->size);
     for (size_t i = 0; i < count; i++) fds[i] = memory;
     snprintf(digits, sizeof digits, "%d", request->kind == SHMP__EXISTING_MAP ? atoi(request->id) : number++);
     reply(client, texts[how] ? texts[how] : digits, fds, count);
