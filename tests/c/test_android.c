@@ -56,7 +56,8 @@ static void test_sizes(test_context *context) {
     CHECK(all_bytes_are(whole, 0));
     description.size = SMALL + 2;
     CHECK_REFUSED(CODE(SHMP_ESIZE), shmp_attach, context->provider, &description, 0u);
-    CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)PTRDIFF_MAX, 0u);
+    if (sizeof(size_t) > 4) /* half of 32 bits is there */
+        CHECK_REFUSED(CODE(SHMP_EOS), shmp_create, context->provider, (size_t)PTRDIFF_MAX, 0u);
     closed(whole);
     closed(owner);
     description.size = SMALL;
