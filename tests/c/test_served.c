@@ -859,10 +859,10 @@ static void reply(int client, const char *text, const int *fds, size_t count) {
     if (count > 0) {
         control.header.cmsg_level = SOL_SOCKET;
         control.header.cmsg_type = SCM_RIGHTS;
-        control.header.cmsg_len = CMSG_LEN(count * sizeof(int));
+        control.header.cmsg_len = (socklen_t)CMSG_LEN(count * sizeof(int));
         memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
         message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        message.msg_controllen = (socklen_t)CMSG_SPACE(count * sizeof(int));
     }
     (void)!sendmsg(client, &message, MSG_NOSIGNAL);
 }
