@@ -155,6 +155,14 @@ int shmp__hosts_service(shmp_provider *provider);
 /* Opens the first that works of the mechanisms whose segments are descriptors. */
 int shmp__open_descriptors(unsigned flags, shmp_provider **ret_provider, shmp_error *reterr);
 
+/* Structs grow at their end, in both directions: callers have an older header, whose later members are taken for zero
+ * and not filled in, or a newer one. This is the size since 0.2, by the member that was the last then. */
+#define SHMP__LEAST_SIZE(type, last) (offsetof(type, last) + sizeof(((type *)0)->last))
+
+/* Copies the options that a caller gave, whose first member is struct_size: as many bytes as both know. */
+int shmp__take_options(const void *given, size_t least, void *ret_options, size_t known, const char *type,
+                       shmp_error *reterr);
+
 /* shmp_provider_open with the name that the environment wants in place of "std"; NULL: none. For Python, which
  * opens without the lock that makes reading the environment safe. */
 int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_provider_options *options,

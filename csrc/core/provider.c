@@ -134,15 +134,12 @@ static int open_std(const char *wanted, const shmp_provider_options *options, sh
     return result;
 }
 
-/* Structs grow at their end, in both directions: callers have an older header, whose later members are taken for zero
- * and not filled in, or a newer one. This is the size since 0.2, by the member that was the last then. */
-#define LEAST_SIZE(type, last) (offsetof(type, last) + sizeof(((type *)0)->last))
-
-static int take_options(const shmp_provider_options *given, shmp_provider_options *ret_options, shmp_error *reterr) {
-    size_t known = sizeof *ret_options, size = given->struct_size;
-    if (size < LEAST_SIZE(shmp_provider_options, address))
-        return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size", "%zu: set it to sizeof(shmp_provider_options)",
-                          size);
+int shmp__take_options(const void *given, size_t least, void *ret_options, size_t known, const char *type,
+                       shmp_error *reterr) {
+    size_t size;
+    memcpy(&size, given, sizeof size);
+    if (size < least)
+        return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size", "%zu: set it to sizeof(%s)", size, type);
     for (size_t i = known; i < size; i++)
         if (((const unsigned char *)given)[i])
             return shmp__fail(reterr, SHMP_EINVAL, "options", "byte %zu is set: library %s does not know that option",
@@ -155,7 +152,9 @@ int shmp__provider_open_wanted(const char *name, const char *wanted, const shmp_
                                shmp_provider **ret_provider, shmp_error *reterr) {
     shmp_provider_options options = {.struct_size = sizeof options};
     if (!name || !ret_provider) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_open", "NULL argument");
-    int result = given ? take_options(given, &options, reterr) : 0;
+    int result = given ? shmp__take_options(given, SHMP__LEAST_SIZE(shmp_provider_options, address), &options,
+                                            sizeof options, "shmp_provider_options", reterr)
+                       : 0;
     if (result < 0) return result;
     if (strcmp(name, "std") != 0) {
         const shmp__ops *ops;
@@ -234,7 +233,7 @@ int shmp__limit_to_memory(shmp_limits *limits, shmp_error *reterr) {
 int shmp_provider_limits(shmp_provider *provider, shmp_limits *ret_limits, shmp_error *reterr) {
     if (!provider || !ret_limits) return shmp__fail(reterr, SHMP_EINVAL, "shmp_provider_limits", "NULL argument");
     size_t room = ret_limits->struct_size;
-    if (room < LEAST_SIZE(shmp_limits, advice))
+    if (room < SHMP__LEAST_SIZE(shmp_limits, advice))
         return shmp__fail(reterr, SHMP_EINVAL, "limits.struct_size", "%zu: set it to sizeof(shmp_limits)", room);
     shmp_limits limits = {.struct_size = room < sizeof limits ? room : sizeof limits};
     provider = chosen(provider);

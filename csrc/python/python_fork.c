@@ -56,8 +56,7 @@ static void add(shmp_provider *provider) {
         watched = larger;
         room += 16;
     }
-    shmp__atomic_add(&provider->references, 1);
-    watched[used] = provider;
+    watched[used] = shmp_provider_ref(provider);
     shmp__atomic_add(&count, 1);
 }
 
@@ -107,7 +106,7 @@ static void tell_provider(shmp_provider *provider, int of_hosts) {
     int result = -1;
     for (size_t i = 0; i < told_count; i++)
         if (told[i] == provider) return;
-    shmp__atomic_add(&provider->references, 1);
+    (void)shmp_provider_ref(provider);
     Py_BEGIN_ALLOW_THREADS
     if (of_hosts || !shmp__hosts_service(provider)) result = shmp_pre_fork(provider, NULL);
     if (result < 0) shmp_provider_close(provider);

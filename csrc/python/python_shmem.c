@@ -145,8 +145,7 @@ PyObject *shmpy_shmem_own(PyTypeObject *type, shmp_shmem *handle) {
         return NULL;
     }
     self->handle = handle;
-    self->provider = handle->mapping->provider;
-    shmp__atomic_add(&self->provider->references, 1);
+    self->provider = shmp_provider_ref(handle->mapping->provider);
     self->data = shmp_data(handle);
     self->size = (Py_ssize_t)shmp_size(handle);
     self->readonly = !!(handle->flags & SHMP_READ_ONLY);

@@ -405,16 +405,9 @@ static void *run(void *context) {
 /* ---- Starting ---- */
 
 static int take_options(const shmp_service_options *given, shmp_service_options *ret_options, shmp_error *reterr) {
-    const size_t least = offsetof(shmp_service_options, address) + sizeof given->address, known = sizeof *ret_options;
-    const size_t size = given->struct_size;
-    if (size < least)
-        return shmp__fail(reterr, SHMP_EINVAL, "options.struct_size", "%zu: set it to sizeof(shmp_service_options)",
-                          size);
-    for (size_t i = known; i < size; i++)
-        if (((const unsigned char *)given)[i])
-            return shmp__fail(reterr, SHMP_EINVAL, "options", "byte %zu is set: library %s does not know that option",
-                              i, SHMP_VERSION);
-    memcpy(ret_options, given, size < known ? size : known);
+    int result = shmp__take_options(given, SHMP__LEAST_SIZE(shmp_service_options, address), ret_options,
+                                    sizeof *ret_options, "shmp_service_options", reterr);
+    if (result < 0) return result;
     if (ret_options->flags & ~(unsigned)SHMP_ANY_USER)
         return shmp__fail(reterr, SHMP_EINVAL, "options.flags", "%#x: a service knows %#x only", ret_options->flags,
                           SHMP_ANY_USER);
@@ -427,33 +420,9 @@ static int can_serve(const shmp_provider *inner) {
     return inner->ops->create_flags & SHMP_UNMAPPED && inner->ops->fileno;
 }
 
-static int try_out(shmp_provider *inner, shmp_error *reterr) {
-    shmp_shmem *trial;
-    int result = shmp_create(inner, 1, SHMP_UNMAPPED, &trial, reterr);
-    return result < 0 ? result : shmp_close(trial, reterr);
-}
-
-/* The best one that works here. */
-static int choose_inner(shmp_provider **ret_inner, shmp_error *reterr) {
-    shmp_error why = {.call = "shmp_service_start"};
-    for (unsigned i = 0; i < SHMP__MECHANISM_COUNT; i++) {
-        const shmp__ops *ops = shmp__mechanism(i);
-        shmp_provider_options options = {.struct_size = sizeof options};
-        shmp_provider *inner;
-        if (!ops || !(ops->create_flags & SHMP_UNMAPPED)) continue;
-        options.flags = ops->provider_flags & SHMP_FD_IDS;
-        int result = shmp__provider_open(ops, &options, &inner, &why);
-        if (result == 0) {
-            if (can_serve(inner) && try_out(inner, &why) == 0) return *ret_inner = inner, 0;
-            shmp_provider_close(inner);
-        }
-    }
-    return shmp__fail(reterr, SHMP_EUNAVAILABLE, why.call, "no mechanism here gives descriptors: %.100s", why.message);
-}
-
 /* The given one, or one like it whose segments bear no names: those of a service that was killed would stay. */
 static int open_inner(shmp_provider *given, shmp_provider **ret_inner, shmp_error *reterr) {
-    if (!given) return choose_inner(ret_inner, reterr);
+    if (!given) return shmp__open_descriptors(0, ret_inner, reterr);
     if (given->ops->route) given = given->ops->route(given, NULL, NULL);
     if (!can_serve(given))
         return shmp__fail(reterr, SHMP_EUNSUPPORTED, "shmp_service_start",
@@ -461,8 +430,7 @@ static int open_inner(shmp_provider *given, shmp_provider **ret_inner, shmp_erro
     const shmp_provider_options options = {.struct_size = sizeof options, .flags = given->flags | SHMP_FD_IDS};
     if (given->ops->provider_flags & SHMP_FD_IDS && !(given->flags & SHMP_FD_IDS))
         return shmp__provider_open(given->ops, &options, ret_inner, reterr);
-    shmp__atomic_add(&given->references, 1);
-    *ret_inner = given;
+    *ret_inner = shmp_provider_ref(given);
     return 0;
 }
 
@@ -627,7 +595,7 @@ int shmp_service_post_fork(shmp_service *service, int is_child, shmp_error *rete
 int shmp_service_get_stats(shmp_service *service, shmp_service_stats *ret_stats, shmp_error *reterr) {
     if (!service || !ret_stats) return shmp__fail(reterr, SHMP_EINVAL, "shmp_service_get_stats", "NULL argument");
     const size_t room = ret_stats->struct_size;
-    if (room < offsetof(shmp_service_stats, refused) + sizeof ret_stats->refused)
+    if (room < SHMP__LEAST_SIZE(shmp_service_stats, refused))
         return shmp__fail(reterr, SHMP_EINVAL, "stats.struct_size", "%zu: set it to sizeof(shmp_service_stats)", room);
     (void)pthread_mutex_lock(&service->lock);
     const shmp_service_stats stats = {.struct_size = room < sizeof stats ? room : sizeof stats,
